@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo demo-orders test check base docs clean
+
+install: $(STAMP)
+
+# CPU wheels unless TORCH says otherwise; everything is pinned in requirements.lock.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Attune needs Python >= 3.11; $$($(PYTHON) --version) found. Set PYTHON=python3.11 (or newer)."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install
+	$(BIN)/attune run suites/arabic-commands.yaml --out attune-demo
+
+demo-orders: install
+	$(BIN)/attune run suites/coffee-orders.yaml --out attune-demo-orders
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Rebuilds the tiny base from text and synthetic speech; prints its gate. About an hour on two cores.
+base: install
+	$(BIN)/python -m models.recipe.build --out models/tiny
+
+# The spec reference and the JSON Schema, generated from the fields.
+docs: install
+	$(BIN)/attune schema --markdown > docs/spec.md
+	$(BIN)/attune schema > docs/spec.schema.json
+
+clean:
+	rm -rf .venv build attune-demo attune-demo-orders
