@@ -1,0 +1,171 @@
+"""The contract: what is accepted, what is refused and in which words, and what a hash depends on."""
+
+import pytest
+import yaml
+from specs import corpus_folder, job, resolved
+
+from trainer.fields import SpecError
+from trainer.resolve import read_and_resolve
+from trainer.spec import JobSpec, builtin_tasks, json_schema, parse_job, read_yaml
+
+SIX_WORDS = yaml.safe_load("""
+name: coffee-it
+base: Qwen/Qwen2-Audio-7B-Instruct
+language: it
+data: {text: coffee-it/sentences, speech: coffee-it/recordings}
+recipe: auto
+evaluate: {metric: slu_f1}
+resources: {gpus: 1, time: 4h}
+""")
+
+
+def refused(fields: dict) -> str:
+    with pytest.raises(SpecError) as caught:
+        parse_job({**SIX_WORDS, **fields})
+    return str(caught.value)
+
+
+def test_six_words_are_enough():
+    spec = parse_job(SIX_WORDS)
+    assert spec.resources.time == 14400
+    assert spec.recipe.name == "auto"
+
+
+# Every documented error, with the words that the user gets.
+REFUSED = [
+    ({"langauge": "it"}, "langauge: unknown key; did you mean 'language'?"),
+    ({"data": {"corpus": "x", "spech_fraction": 0.1}}, "data.spech_fraction: unknown key; did you mean 'speech_fraction'?"),
+    ({"recipe": {"name": "limited_speech", "shceme": "curriculum"}}, "recipe.shceme: unknown key; did you mean 'scheme'?"),
+    ({"recipe": {"name": "limited_speech", "scheme": "mixed"}}, "'text_only', 'synthetic_only', 'speech_only'"),
+    ({"recipe": "salad"}, "recipe 'salad' (distillation with active selection) is not built yet"),
+    ({"recipe": "sftt"}, "'auto', 'sft', 'limited_speech', 'custom' (given: 'sftt')"),
+    ({"recipe": {"name": "limited_speech", "speech_share": "5%", "speech_presentations": 2}}, "keep one"),
+    ({"recipe": {"name": "limited_speech", "scheme": "text_only", "abundant": "synthetic"}}, "say synthetic_only"),
+    ({"data": {"corpus": "x", "speech_fraction": 5}}, "data.speech_fraction: a share lies between 0 and 1"),
+    ({"data": {"corpus": "x", "speech_fraction": "5 percent"}}, "write a share as '5%' or 0.05"),
+    ({"data": {"corpus": "x", "text": "y"}}, "corpus gives text and speech"),
+    ({"data": {}}, "give corpus, or text and/or speech"),
+    ({"data": {"corpus": "x", "speech_fraction": "5%", "speech_per_label": 5}}, "both choose the recordings"),
+    ({"resources": {"time": "4 hours"}}, "resources.time: write a time as '90s', '30m', '4h' or '2d'"),
+    ({"language": "italian!"}, "language: String should match pattern"),
+    ({"steps": 0}, "steps: Input should be greater than 0 (given: 0)"),
+    ({"micro_batch_tokens": -1}, "micro_batch_tokens must be above 0"),
+    ({"tasks": [{"name": "t", "answer": "label", "instruction": {"en": "?"}}]}, "tasks[0]: answer label needs labels"),
+    ({"optimizer": {"peak_lr": "fast"}}, "optimizer.peak_lr: Input should be a valid number"),
+    ({"spec_version": 2}, "spec_version: Input should be 1 (given: 2)"),
+    ({"recipe": {"name": "custom", "stages": [{"name": "a", "steps": 5, "mix": {"text": 0.5}}]}}, "add up to 0.5"),
+    ({"recipe": {"name": "custom", "stages": [{"name": "a", "steps": 5, "mix": {"video": 1}}]}}, "recipe.stages[0].mix"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), REFUSED, ids=[str(n) for n in range(len(REFUSED))])
+def test_a_bad_spec_is_refused_with_field_value_and_remedy(fields, words):
+    assert words in refused(fields)
+
+
+def test_all_problems_are_listed_at_once():
+    message = refused({"langauge": "it", "steps": -1, "data": {"corpus": "x", "speech_fraction": 7}})
+    assert len(message.splitlines()) == 3
+
+
+# What only the corpus can tell.
+UNFIT = [
+    ({"source": {"language": "fr", "data": "x"}}, "source: cross-lingual transfer is not built yet"),
+    ({"evaluate": {"folds": 5}}, "evaluate.folds: cross-validation is not built yet"),
+    ({"evaluate": {"metric": "slu_f2"}}, "evaluate.metric: unknown metric; did you mean 'slu_f1'?"),
+    ({"data": {"corpus": "nowhere"}}, "data.corpus"),
+    ({"tasks": ["turns"]}, "tasks[0]: no such task"),
+    ({"recipe": {"name": "limited_speech", "scheme": "synthetic_only"}}, "needs the source 'synthetic'; give data.synthetic"),
+    ({"recipe": {"name": "limited_speech", "speech_presentations": 70}}, "do not fit into the 10 mixed steps"),
+    ({"tuning": {"method": "full", "encoder": "lora"}}, "tuning.encoder: encoder: lora goes with method: lora"),
+    ({"data": {"corpus": "HERE", "speech_per_label": 4}}, "has 3 recordings; ask for at most 3"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), UNFIT, ids=[str(n) for n in range(len(UNFIT))])
+def test_a_spec_that_its_data_cannot_serve_is_refused(tmp_path, fields, words):
+    folder = corpus_folder(tmp_path)
+    if "data" in fields:
+        fields = {"data": {k: str(folder) if v == "HERE" else v for k, v in fields["data"].items()}}
+    with pytest.raises(SpecError) as caught:
+        read_and_resolve(parse_job(job(folder, **fields)))
+    assert words in str(caught.value)
+
+
+def test_an_utterance_in_train_and_test_is_refused(tmp_path):
+    folder = corpus_folder(tmp_path)
+    first = (folder / "test.jsonl").read_text().splitlines()[0].replace('"split": "test"', '"split": "train"')
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(first + "\n")
+    with pytest.raises(SpecError, match="is in the test set too"):
+        read_and_resolve(parse_job(job(folder)))
+
+
+def test_a_hash_depends_on_what_decides_the_result_and_on_nothing_else(tmp_path):
+    folder = corpus_folder(tmp_path / "a")
+    plain = resolved(folder).hash
+    assert resolved(folder, name="other", tags={"a": "b"}, resources={"priority": 3, "time": "1h"}).hash == plain
+    assert resolved(corpus_folder(tmp_path / "moved"), name="x").hash == plain
+    for change in ({"seed": 1}, {"steps": 11}, {"global_batch": 16}, {"tuning": {"rank": 8}}, {"language": "fr"}):
+        assert resolved(folder, **change).hash != plain
+    assert resolved(corpus_folder(tmp_path / "more", texts=41)).hash != plain
+
+
+def test_the_same_rows_are_the_same_job_however_they_were_asked_for(tmp_path):
+    folder = corpus_folder(tmp_path)
+    text_only = {"name": "limited_speech", "scheme": "text_only"}
+    hashes = {
+        resolved(folder, recipe=text_only, data={"corpus": str(folder), "speech_fraction": share}).hash
+        for share in ("25%", "50%", 1.0)
+    }
+    assert len(hashes) == 1
+
+
+def test_golden_hashes(tmp_path):
+    """A stored job must hash the same under every later version (decisions, section 9)."""
+    folder = corpus_folder(tmp_path)
+    base = "Qwen/Qwen2-Audio-7B-Instruct"
+    found = {
+        scheme: resolved(folder, base=base, recipe={"name": "limited_speech", "scheme": scheme}).hash
+        for scheme in ("text_only", "direct_mix", "curriculum")
+    }
+    assert found == GOLDEN
+
+
+def test_fields_are_documented():
+    schema = json_schema()
+    models = {"JobSpec": schema, **schema["$defs"]}
+    bare = [
+        f"{name}.{field}"
+        for name, model in models.items()
+        for field, value in model.get("properties", {}).items()
+        if not value.get("description")
+    ]
+    assert bare == []
+
+
+def test_builtin_tasks_are_sound():
+    tasks = builtin_tasks()
+    assert {"transcribe", "command"} <= set(tasks)
+    assert len(tasks["command"].labels or []) == 40
+    assert {"no", "yes"} <= set(tasks["command"].labels or [])
+
+
+def test_a_broken_file_names_its_line(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: a\n  data: [\n")
+    with pytest.raises(SpecError, match="not valid YAML at line 2"):
+        read_yaml(path)
+    with pytest.raises(SpecError, match="no such file"):
+        read_yaml(tmp_path / "y.yaml")
+
+
+def test_resolved_specs_round_trip_as_json(tmp_path):
+    one = resolved(corpus_folder(tmp_path), recipe={"name": "limited_speech", "scheme": "curriculum"})
+    again = type(one).model_validate_json(one.model_dump_json(by_alias=True))
+    assert again == one
+    assert again.hash == one.hash
+    assert isinstance(again.spec, JobSpec)
+
+
+GOLDEN = {}

@@ -1,0 +1,97 @@
+"""Studies: grids over any field, what is held equal, cells that are one."""
+
+import pytest
+from specs import corpus_folder
+
+from trainer.corpus import read_corpus
+from trainer.fields import SpecError
+from trainer.study import StudySpec, Suite, expand, load, presentations
+
+
+def study(folder, **fields) -> StudySpec:
+    plain = {
+        "study": "s",
+        "base": "models/tiny",
+        "language": "en",
+        "data": {"corpus": str(folder)},
+        "recipe": "limited_speech",
+        "global_batch": 8,
+        "grid": {"scheme": ["text_only", "direct_mix", "curriculum"], "speech_fraction": ["25%", "100%"], "seed": [1, 2]},
+    }
+    return StudySpec.model_validate({**plain, **fields})
+
+
+def test_cells_are_the_product_and_seeds_are_repetitions(tmp_path):
+    found = expand(study(corpus_folder(tmp_path)), read_corpus)
+    assert len(found.cells) == 6
+    assert all([run.spec.seed for run in cell.runs] == [1, 2] for cell in found.cells)
+    assert found.cells[0].name == "text_only speech_fraction=25%"
+
+
+def test_steps_and_presentations_are_held(tmp_path):
+    found = expand(study(corpus_folder(tmp_path)), read_corpus)
+    assert len({run.steps for cell in found.cells for run in cell.runs}) == 1
+    by_name = {c.name: presentations(c.runs[0]) for c in found.cells}
+    assert by_name["direct_mix speech_fraction=100%"] == pytest.approx(by_name["curriculum speech_fraction=100%"])
+
+
+def test_shares_that_would_differ_in_exposure_are_made_equal(tmp_path):
+    recipe = {"name": "limited_speech", "speech_share": "25%"}
+    found = expand(study(corpus_folder(tmp_path), recipe=recipe, steps=30), read_corpus)
+    by_name = {c.name: presentations(c.runs[0]) for c in found.cells}
+    assert by_name["curriculum speech_fraction=100%"] == pytest.approx(by_name["direct_mix speech_fraction=100%"])
+    free = expand(
+        study(corpus_folder(tmp_path), recipe=recipe, steps=30, hold={"speech_presentations": "free"}), read_corpus
+    )
+    by_name = {c.name: presentations(c.runs[0]) for c in free.cells}
+    assert by_name["curriculum speech_fraction=100%"] < by_name["direct_mix speech_fraction=100%"]
+
+
+def test_text_only_is_trained_once_over_all_fractions(tmp_path):
+    found = expand(study(corpus_folder(tmp_path)), read_corpus)
+    assert len(found.jobs()) == 10  # 12 runs, of which text-only at two fractions is one job per seed
+    assert any("trains the same as" in note for note in found.notes)
+
+
+def test_what_cannot_be_held_is_said(tmp_path):
+    grid = {"scheme": ["speech_only", "direct_mix"], "seed": [1]}
+    found = expand(study(corpus_folder(tmp_path), grid=grid, steps=30), read_corpus)
+    assert any("each recording is shown 20.0 times" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"shceme": ["x"]}, "grid.shceme: no such field; did you mean 'scheme'?"),
+        ({"optimizer.peak": [1]}, "no such field"),
+        ({"name": ["a"]}, "grid.name: no such field"),
+        ({"scheme": ["mixed"]}, "recipe.scheme"),
+    ],
+)
+def test_a_bad_grid_names_its_key(tmp_path, grid, words):
+    with pytest.raises(SpecError) as caught:
+        expand(study(corpus_folder(tmp_path), grid=grid), read_corpus)
+    assert words in str(caught.value)
+
+
+def test_a_dotted_path_reaches_any_field(tmp_path):
+    grid = {"optimizer.peak_lr": [1e-4, 3e-4], "tuning.rank": [4]}
+    found = expand(study(corpus_folder(tmp_path), grid=grid), read_corpus)
+    assert [c.runs[0].spec.optimizer.peak_lr for c in found.cells] == [1e-4, 3e-4]
+
+
+def test_an_unknown_key_of_a_study_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="did you mean 'controls'"):
+        expand(study(corpus_folder(tmp_path), control=["untuned"]), read_corpus)
+
+
+def test_a_suite_is_understood(tmp_path):
+    path = tmp_path / "suite.yaml"
+    path.write_text(
+        "suite: nightly-slu\nbaseline: {branch: main}\njobs: [recipes/coffee-it.yaml]\nseeds: [1, 2, 3]\n"
+        "gate: {slu_f1: {worse_by: 1.0}, invalid_rate: {max: 1%}, samples_per_s: {worse_by: 5%}}\ninconclusive: pass\n"
+    )
+    found = load(path)
+    assert isinstance(found, Suite)
+    assert found.gate["invalid_rate"].max == pytest.approx(0.01)
+    assert found.gate["slu_f1"].worse_by == pytest.approx(1.0)

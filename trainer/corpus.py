@@ -1,0 +1,204 @@
+"""The corpus of a job: its sources' usable rows, its test rows and its tasks, read from the data sets it names."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.fields import problem
+from trainer.manifest import ManifestError, Utterance, fingerprint, load, locate, manifests_in
+from trainer.rng import permutation
+from trainer.spec import Data, JobSpec, Task, builtin_tasks, read_task
+
+Modality = Literal["text", "speech"]
+MODALITY: dict[str, Modality] = {"text": "text", "speech": "speech", "synthetic": "speech"}
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows of one source."""
+
+    ref: str
+    """Reference as the user wrote it."""
+    rows: list[Utterance]
+    """Usable rows, audio paths absolute."""
+    available: int
+    """Rows before `speech_fraction` or `speech_per_label` chose among them."""
+    folder: Path
+    """Folder that the manifest's audio paths are relative to."""
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the usable rows: manifest lines, not audio bytes."""
+        return fingerprint(self.rows, self.folder)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All that a job reads."""
+
+    sources: dict[str, SourceRows]
+    test: SourceRows | None
+    tasks: dict[str, Task]
+
+    def counts(self) -> dict[str, int]:
+        """Usable rows per source."""
+        return {name: len(s.rows) for name, s in self.sources.items()}
+
+
+def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
+    """Read what the spec names. SpecError names the field whose data set is missing, empty or unfit."""
+    data = spec.data
+    sources: dict[str, SourceRows] = {}
+    if data.corpus:
+        whole = _read("data.corpus", data.corpus, roots, "train")
+        texts = [u for u in whole.rows if u.text]
+        if texts:
+            sources["text"] = SourceRows(whole.ref, texts, len(texts), whole.folder)
+        if any(u.audio for u in whole.rows):
+            sources["speech"] = _recordings("data.corpus", whole, data)
+    if data.text:
+        found = _read("data.text", data.text, roots, "train")
+        if bare := [u.id for u in found.rows if not u.text]:
+            raise problem("data.text", f"{len(bare)} rows have no text, the first is {bare[0]}", data.text)
+        sources["text"] = found
+    if data.synthetic:
+        found = _read("data.synthetic", data.synthetic, roots, "train")
+        _need_audio("data.synthetic", found, data.synthetic)
+        sources["synthetic"] = found
+    if data.speech:
+        found = _read("data.speech", data.speech, roots, "train")
+        _need_audio("data.speech", found, data.speech)
+        sources["speech"] = _recordings("data.speech", found, data)
+    test = _test(spec, roots)
+    tasks = _tasks(spec, [*sources.values(), *([test] if test else [])])
+    _no_leak(sources, test)
+    return Corpus(sources, test, tasks)
+
+
+def subset(rows: list[Utterance], data: Data, field: str) -> list[Utterance]:
+    """The recordings that may be used: a prefix of one seeded order, so that 2 % is part of 5 %.
+
+    The order depends on ids and `subset_seed` alone, not on the order of the manifest.
+    """
+    if data.speech_fraction == 1.0 and data.speech_per_label is None:
+        return rows
+    by_id = sorted(rows, key=lambda u: u.id)
+    order = [by_id[i] for i in permutation(data.subset_seed, "subset", len(by_id))]
+    if data.speech_per_label is None:
+        count = math.ceil(data.speech_fraction * len(order) - 1e-9)
+        kept = order[:count]
+    else:
+        kept, seen = [], defaultdict(int)
+        for row in order:
+            if not isinstance(row.label, str):
+                raise problem(
+                    "data.speech_per_label",
+                    f"row {row.id} of {field} has no single label; use speech_fraction",
+                    data.speech_per_label,
+                )
+            if seen[row.label] < data.speech_per_label:
+                seen[row.label] += 1
+                kept.append(row)
+        short = {k: n for k, n in seen.items() if n < data.speech_per_label}
+        if short:
+            label, n = min(short.items(), key=lambda kv: kv[1])
+            raise problem(
+                "data.speech_per_label",
+                f"label '{label}' has {n} recordings; ask for at most {n}",
+                data.speech_per_label,
+            )
+    chosen = {u.id for u in kept}
+    return [u for u in rows if u.id in chosen]
+
+
+def _recordings(field: str, found: SourceRows, data: Data) -> SourceRows:
+    heard = [u for u in found.rows if u.audio]
+    return SourceRows(found.ref, subset(heard, data, field), len(heard), found.folder)
+
+
+def _need_audio(field: str, found: SourceRows, ref: str) -> None:
+    if mute := [u.id for u in found.rows if not u.audio]:
+        raise problem(field, f"{len(mute)} rows have no recording, the first is {mute[0]}", ref)
+
+
+def _read(field: str, ref: str, roots: Sequence[Path | str], default_split: str | None) -> SourceRows:
+    try:
+        where = locate(ref, roots)
+        plain_folder = where.split is None and len(where.files) != 1
+        if default_split and (plain_folder or Path(ref).name == where.folder.name):
+            splits = manifests_in(where.folder)
+            if default_split in splits or "manifest" in splits:
+                where, ref_used = locate(f"{ref}:{default_split}", roots), f"{ref}:{default_split}"
+            else:
+                ref_used = ref
+        else:
+            ref_used = ref
+        rows = load(ref_used, roots)
+    except (ManifestError, OSError) as error:
+        raise problem(field, str(error), ref) from None
+    if not rows:
+        raise problem(field, "the data set has no rows", ref)
+    return SourceRows(ref_used, rows, len(rows), where.folder)
+
+
+def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
+    """The rows that the job is scored on; by default the speech data's test split, else its dev split."""
+    if spec.evaluate.on:
+        return _read("evaluate.on", spec.evaluate.on, roots, "test")
+    base = spec.data.corpus or spec.data.speech
+    if base is None:
+        raise problem("evaluate.on", "names no test set, and there is no speech data with one; give evaluate.on")
+    folder = base
+    for _ in (0, 1):
+        try:
+            where = locate(folder, roots)
+        except ManifestError as error:
+            raise problem("data.speech", str(error), base) from None
+        for split in ("test", "dev"):
+            if split in manifests_in(where.folder) or "manifest" in manifests_in(where.folder):
+                try:
+                    return _read("evaluate.on", f"{where.folder}:{split}", roots, None)
+                except ValueError:
+                    continue
+        break
+    raise problem("evaluate.on", f"{base} has neither a test nor a dev split; give evaluate.on")
+
+
+def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
+    """The tasks of all rows: as given in the spec, else in the data sets' task.yaml, else built in."""
+    known = builtin_tasks()
+    for source in read:
+        path = source.folder / "task.yaml"
+        if path.is_file():
+            task = read_task(path)
+            known[task.name] = task
+    given: dict[str, Task] = {}
+    for n, item in enumerate(spec.tasks or []):
+        task = known.get(item) if isinstance(item, str) else item
+        if task is None:
+            raise problem(f"tasks[{n}]", f"no such task; known: {', '.join(sorted(known))}", item)
+        given[task.name] = task
+    wanted = {u.task for source in read for u in source.rows}
+    tasks = given or {name: known[name] for name in sorted(wanted) if name in known}
+    if missing := sorted(wanted - set(tasks)):
+        raise problem(
+            "tasks",
+            f"rows name the task '{missing[0]}', which is not defined; write it out in tasks, or put a task.yaml "
+            f"beside the manifest; known: {', '.join(sorted(tasks) or sorted(known))}",
+        )
+    return {name: tasks[name] for name in tasks if name in wanted}
+
+
+def _no_leak(sources: dict[str, SourceRows], test: SourceRows | None) -> None:
+    """An utterance may not be trained on and tested; shared texts are for `attune validate` to report."""
+    tested = {(u.audio, u.offset_s) if u.audio else u.id: u.id for u in test.rows} if test else {}
+    for name, source in sources.items():
+        for row in source.rows:
+            key = (row.audio, row.offset_s) if row.audio else row.id
+            if key in tested:
+                raise problem(
+                    f"data.{name}", f"utterance {row.id} is in the test set too; take it out of one of them"
+                )

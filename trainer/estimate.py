@@ -1,0 +1,212 @@
+"""What a job would do, without doing it: counts, audio, tokens, time, memory, what the test set can show (light)."""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.compare import smallest_detectable
+from trainer.corpus import Corpus, SourceRows
+from trainer.resolve import Resolved
+from trainer.rng import permutation
+from trainer.stage import cumulative
+from trainer.tokens import BaseError, Tokens, locate_base
+
+COUNTED_ROWS = 20_000
+"""Rows of a source whose tokens are counted one by one; of a larger source a seeded sample of this size."""
+GPU_FLOPS = 300e12
+"""Useful FLOP/s of a LoRA step on one H200: between plain HF (370e12 at full sequences) and short batches."""
+CPU_SHARE = 0.25
+"""Share of this machine's matrix-product rate that a small model's step reaches."""
+ACTIVATION_BYTES = 16
+"""Saved activation values per token, layer and hidden unit (about 26, LoRAFusion) less what bf16 halves."""
+
+
+@dataclass
+class SourceEstimate:
+    """One source over all stages."""
+
+    modality: str
+    rows: int
+    available: int
+    presentations: int
+    times_shown: float
+    """Mean presentations per usable row."""
+    audio_s: float
+    """Seconds of audio presented (repeats counted)."""
+    tokens: int | None
+    """Language-model tokens presented; None where the base's tokenizer is not at hand."""
+    exact: bool
+    """Whether every row was counted (else a sample)."""
+
+
+@dataclass
+class Estimate:
+    """The answer of `attune plan`."""
+
+    steps: int
+    examples: int
+    sources: dict[str, SourceEstimate]
+    test_utterances: int
+    test_speakers: int
+    smallest_difference: float
+    """Smallest true difference of the main metric (an accuracy near 50–80 %) that the test set would show with
+    80 % power at 5 %."""
+    parameters: dict[str, int] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Rough training time by device."""
+    memory_gib: dict[str, float] = field(default_factory=dict)
+    """Rough peak memory by device."""
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
+    """Count what the plan would present. Row-level problems (too long, no label) raise as training would."""
+    batch, notes = resolved.spec.global_batch, []
+    tokens: Tokens | None = None
+    try:
+        tokens = Tokens(locate_base(resolved.spec.base, resolved.spec.revision, weights=False))
+    except BaseError as error:
+        notes.append(f"tokens, time and memory unknown: {error}")
+    sources = {}
+    for name, pin in resolved.sources.items():
+        shown = sum(
+            round(float(cumulative(stage.mix[name], stage.steps * batch)[-1]))  # type: ignore[index]
+            for stage in resolved.stages
+            if name in stage.mix
+        )
+        trims = resolved.spec.data.trim_silence == "on"
+        sources[name] = _source(corpus.sources[name], pin.modality, shown, corpus.tasks, tokens, trims)
+    if resolved.spec.data.trim_silence == "on":
+        notes.append("silence at the ends is cut when a recording is read: audio and tokens are upper bounds")
+    test = corpus.test
+    assert test is not None
+    speakers = {u.speaker for u in test.rows}
+    blocks = len(speakers) if None not in speakers else len(test.rows)
+    smallest = 1.0
+    if blocks >= 2:
+        smallest = smallest_detectable(len(test.rows), blocks, 0.7)
+    else:
+        notes.append("one test speaker: no difference can be shown to hold for others")
+    if None in speakers:
+        notes.append("test speakers unknown: utterances are taken as independent, so the real limit is higher")
+    found = Estimate(
+        steps=resolved.steps,
+        examples=resolved.steps * batch,
+        sources=sources,
+        test_utterances=len(test.rows),
+        test_speakers=0 if None in speakers else blocks,
+        smallest_difference=smallest,
+        notes=notes,
+    )
+    if tokens is not None:
+        _cost(found, resolved, tokens)
+    return found
+
+
+def _source(
+    source: SourceRows, modality: str, shown: int, tasks: Mapping, tokens: Tokens | None, trims: bool
+) -> SourceEstimate:
+    rows, exact = source.rows, True
+    if trims and modality == "speech" and tokens is not None:  # what is left after trimming is not known yet
+        window = tokens.shape.window_samples / tokens.shape.sampling_rate
+        rows, exact = [replace(u, duration_s=min(u.duration_s or window, window)) for u in rows], False
+    if len(rows) > COUNTED_ROWS:
+        rows, exact = [rows[i] for i in permutation(0, "estimate", len(rows))[:COUNTED_ROWS]], False
+    view = "speech" if modality == "speech" else "text"
+    mean_tokens = None
+    if tokens is not None:
+        mean_tokens = statistics.fmean(sum(tokens.count(u, tasks[u.task], view)[:2]) for u in rows)
+    audio = statistics.fmean(u.duration_s or 0.0 for u in rows) if modality == "speech" else 0.0
+    return SourceEstimate(
+        modality=modality,
+        rows=len(source.rows),
+        available=source.available,
+        presentations=shown,
+        times_shown=round(shown / len(source.rows), 2),
+        audio_s=round(audio * shown, 1),
+        tokens=None if mean_tokens is None else round(mean_tokens * shown),
+        exact=exact,
+    )
+
+
+def _cost(found: Estimate, resolved: Resolved, tokens: Tokens) -> None:
+    """Rough time and memory from parameter counts: 4N FLOPs per token under LoRA, 6N under full tuning."""
+    config = json.loads((Path(locate_base(resolved.spec.base, weights=False)) / "config.json").read_text())
+    lm, encoder = parameters(config)
+    found.parameters = {"language_model": lm, "encoder": encoder}
+    full = resolved.spec.tuning.method == "full"
+    positions = sum(s.audio_s for s in found.sources.values()) * 50
+    trains_encoder = any(stage.trainable.encoder for stage in resolved.stages)
+    flops = (6 if full else 4) * lm * sum(s.tokens or 0 for s in found.sources.values())
+    flops += (6 if trains_encoder else 2) * encoder * positions
+    found.seconds = {"this CPU": round(flops / (_cpu_flops() * CPU_SHARE), 1), "one H200": round(flops / GPU_FLOPS, 1)}
+    budget = resolved.spec.micro_batch_tokens
+    per_example = sum(s.tokens or 0 for s in found.sources.values()) / max(1, found.examples)
+    micro = min(8192 if budget == "auto" else budget, per_example * resolved.spec.global_batch)
+    text = config.get("text_config", {})
+    activations = micro * text.get("num_hidden_layers", 32) * text.get("hidden_size", 4096) * ACTIVATION_BYTES
+    for device, width in (("this CPU", 4), ("one H200", 2)):
+        weights = (lm + encoder) * (16 if full else width)
+        found.memory_gib[device] = round((weights + activations * width) / 2**30, 2)
+
+
+def parameters(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(language model, audio encoder) parameters of a Qwen2-Audio config, embeddings and head included."""
+    text, audio = config.get("text_config", {}), config.get("audio_config", {})
+    d, f = text.get("hidden_size", 4096), text.get("intermediate_size", 11008)
+    heads = text.get("num_attention_heads", 32)
+    kv = text.get("num_key_value_heads", heads) * (d // heads)
+    lm = text.get("num_hidden_layers", 32) * (2 * d * d + 2 * d * kv + 3 * d * f) + 2 * d * text.get("vocab_size", 156032)
+    a, g = audio.get("d_model", 1280), audio.get("encoder_ffn_dim", 5120)
+    encoder = audio.get("encoder_layers", 32) * (4 * a * a + 2 * a * g) + 3 * a * (audio.get("num_mel_bins", 128) + a)
+    return lm, encoder + a * d
+
+
+def _cpu_flops() -> float:
+    """Matrix-product FLOP/s of this machine, measured for about a tenth of a second."""
+    a = np.ones((512, 512), dtype=np.float32)
+    a @ a
+    best = min(_timed_product(a) for _ in range(5))
+    return 2 * 512**3 / best
+
+
+def _timed_product(a: np.ndarray) -> float:
+    start = time.perf_counter()
+    a @ a
+    return time.perf_counter() - start
+
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def mix_chart(resolved: Resolved, width: int = 60) -> list[str]:
+    """The mix over time as one line of bars per source, stages divided by '|'."""
+    total = resolved.steps
+    lines = []
+    names = list(resolved.sources)
+    for name in names:
+        line = ""
+        for n, stage in enumerate(resolved.stages):
+            columns = max(3, round(width * stage.steps / total))
+            share = np.zeros(columns)
+            if name in stage.mix:
+                share = np.diff(cumulative(stage.mix[name], columns), prepend=0.0)  # type: ignore[index]
+            line += ("|" if n else "") + "".join(BARS[int(np.ceil(s * 8 - 1e-9))] for s in share)
+        shares = [f"{_mean(stage.mix.get(name)):.0%}" for stage in resolved.stages]  # type: ignore[arg-type]
+        lines.append(f"{name:>10} {line}  {' | '.join(shares)}")
+    lines.append(f"{'':>10} " + " | ".join(f"{s.name}: {s.steps} steps" for s in resolved.stages))
+    return lines
+
+
+def _mean(curve: Any) -> float:
+    return 0.0 if curve is None else float(cumulative(curve, 1000)[-1]) / 1000

@@ -1,0 +1,115 @@
+"""What every contract model shares: strict keys, documented fields, readable errors, words for shares and times."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
+
+
+class Spec(BaseModel):
+    """Base of all contract models: frozen, unknown keys refused with the nearest known name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a spec: where (dotted), what was given, what is allowed."""
+
+    param: str
+    value: Any
+    message: str
+
+    def __str__(self) -> str:
+        given = "" if self.value is None else f" (given: {self.value!r})"
+        return f"{self.param}: {self.message}{given}"
+
+
+class SpecError(ValueError):
+    """The spec cannot run as written. `problems` lists every reason; nothing has been started."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+def problem(param: str, message: str, value: Any = None) -> SpecError:
+    """A SpecError with one problem."""
+    return SpecError([Problem(param, value, message)])
+
+
+def readable(error: ValidationError, data: Any, at: str = "") -> SpecError:
+    """Pydantic's report in the user's own words: dotted path, value, what is allowed."""
+    problems = []
+    for item in error.errors(include_url=False):
+        path, here, parent = [at] if at else [], data, data
+        for n, part in enumerate(item["loc"]):
+            inside = (isinstance(here, Mapping) and part in here) or (
+                isinstance(here, list) and isinstance(part, int) and part < len(here)
+            )
+            last = n == len(item["loc"]) - 1
+            if inside:
+                parent, here = here, here[part]
+            elif not (last and item["type"] == "missing"):
+                continue  # a tag of a union, not a key that the user wrote
+            path.append(f"[{part}]" if isinstance(part, int) else str(part))
+        value = None if isinstance(here, Mapping | list) or item["type"] == "missing" else here
+        if item["type"] == "union_tag_invalid":
+            value = item["ctx"].get("tag")  # type: ignore[typeddict-item]
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message, value = _unknown(str(item["loc"][-1]), parent), None
+        problems.append(Problem(".".join(path).replace(".[", "[") or "spec", value, message))
+    return SpecError(problems)
+
+
+def _unknown(key: str, siblings: Any) -> str:
+    """What to say of an unknown key: the nearest key of the model that its siblings belong to."""
+
+    def fit(model: type[BaseModel]) -> tuple[int, float]:
+        names = model.model_fields
+        likeness = max((difflib.SequenceMatcher(None, key, n).ratio() for n in names), default=0.0)
+        return sum(k in names for k in siblings), likeness
+
+    known = list(max(_models(Spec), key=fit).model_fields)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key; did you mean '{near[0]}'?" if near else f"unknown key; known: {', '.join(known)}"
+
+
+def _models(root: type[BaseModel]) -> list[type[BaseModel]]:
+    return [m for child in root.__subclasses__() for m in (child, *_models(child))]
+
+
+def _share(value: Any) -> Any:
+    """'2%' or 0.02; a bare 2 is ambiguous and refused."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
+        if not match:
+            raise PydanticCustomError("share", "write a share as '5%' or 0.05")
+        value = float(match[1]) / 100
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value <= 1:
+            raise PydanticCustomError("share", "a share lies between 0 and 1 (or 0% and 100%)")
+        return float(value)
+    raise PydanticCustomError("share", "write a share as '5%' or 0.05")
+
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|d)\s*", value)
+        if not match:
+            raise PydanticCustomError("seconds", "write a time as '90s', '30m', '4h' or '2d'")
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_share, json_schema_input_type=float | str)]
+"""A share of a whole: 0.05 or '5%'."""
+
+Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str)]
+"""A span of time in seconds: 90 or '90s', '30m', '4h', '2d'."""

@@ -1,0 +1,142 @@
+"""Who is shown when: a pure function of the resolved job, its row counts and its seed (decisions, section 4).
+
+A plan is an array of presentations. Step t owns presentations [tB, (t+1)B), whatever the world size, the
+micro-batches or the number of attempts. Which source comes next is settled by deterministic error diffusion, so
+that realised shares stay within one example of the requested ones at every presentation; which row of it, by a
+fresh Philox permutation per source and epoch.
+"""
+
+import hashlib
+import heapq
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.resolve import Resolved
+from trainer.rng import permutation
+from trainer.stage import Curve, cumulative
+
+TEXT, SPEECH = 0, 1
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The presentations of one stage, each array of shape (steps * global_batch,)."""
+
+    source: np.ndarray
+    """Index into `Stage.sources`, uint16."""
+    row: np.ndarray
+    """Index into the usable rows of that source, uint32."""
+    view: np.ndarray
+    """0 text, 1 speech, uint8."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def step(self, t: int, global_batch: int) -> slice:
+        """Presentations of step `t` of the stage."""
+        return slice(t * global_batch, (t + 1) * global_batch)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the three arrays, little-endian, in the order source, row, view."""
+        digest = hashlib.sha256()
+        for array, kind in ((self.source, "<u2"), (self.row, "<u4"), (self.view, "u1")):
+            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+        return digest.hexdigest()
+
+    def save(self) -> bytes:
+        """The plan as an npz file."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, source=self.source, row=self.row, view=self.view)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, data: bytes) -> "StagePlan":
+        """A plan from the bytes of `save`."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls(arrays["source"], arrays["row"], arrays["view"])
+
+
+def plan_stage(resolved: Resolved, stage_index: int) -> StagePlan:
+    """The plan of one stage. A source's epochs run on through the stages that show it."""
+    stage = resolved.stages[stage_index]
+    rows = {name: resolved.sources[name].rows for name in stage.mix}
+    before = {name: 0 for name in stage.mix}
+    for earlier in resolved.stages[:stage_index]:
+        shown = interleave(list(earlier.mix.values()), earlier.steps * resolved.spec.global_batch)
+        for n, name in enumerate(earlier.mix):
+            if name in before:
+                before[name] += int(np.count_nonzero(shown == n))
+    views = [SPEECH if resolved.sources[name].modality == "speech" else TEXT for name in stage.mix]
+    return present(stage.mix, rows, before, views, stage.steps * resolved.spec.global_batch, resolved.spec.seed)
+
+
+def present(
+    mix: Mapping[str, float | Curve],
+    rows: Mapping[str, int],
+    before: Mapping[str, int],
+    views: Sequence[int],
+    count: int,
+    seed: int,
+) -> StagePlan:
+    """`count` presentations of `rows[source]` rows each, of which `before[source]` were shown in earlier stages."""
+    source = interleave(list(mix.values()), count)
+    row = np.empty(count, dtype=np.uint32)
+    for n, name in enumerate(mix):
+        at = np.flatnonzero(source == n)
+        row[at] = in_epochs(name, rows[name], before[name], len(at), seed)
+    view = np.asarray(views, dtype=np.uint8)[source]
+    return StagePlan(source.astype(np.uint16), row, view)
+
+
+def in_epochs(name: str, rows: int, start: int, count: int, seed: int) -> np.ndarray:
+    """Presentations `start` to `start + count` of a source of `rows` rows: permuted afresh every epoch."""
+    if count == 0:
+        return np.empty(0, dtype=np.uint32)
+    first, last = start // rows, (start + count - 1) // rows
+    epochs = [permutation(seed, f"epoch/{name}/{epoch}", rows) for epoch in range(first, last + 1)]
+    offset = start - first * rows
+    return np.concatenate(epochs)[offset : offset + count].astype(np.uint32)
+
+
+def interleave(mix: Sequence[float | Curve], count: int) -> np.ndarray:
+    """Index of the source of each of `count` presentations, shape (count,): error diffusion.
+
+    One or two sources: the nearest integer to the share due, so the deviation is at most 1/2. More: Tijdeman's
+    solution of the chairman assignment problem (Discrete Mathematics 32, 1980), every source's j-th presentation
+    between its release and its deadline, earliest deadline first; the deviation is at most 1 - 1/(2n - 2).
+    """
+    due = np.stack([cumulative(curve, count) for curve in mix])
+    if len(mix) == 1:
+        return np.zeros(count, dtype=np.int64)
+    if len(mix) == 2:
+        second = np.floor(due[1] + 0.5 - 1e-9).astype(np.int64)
+        return np.diff(np.maximum(second, 0), prepend=0)
+    return _earliest_deadline_first(due)
+
+
+def _earliest_deadline_first(due: np.ndarray) -> np.ndarray:
+    sources, count = due.shape
+    slack = 1 / (2 * sources - 2)
+    jobs: list[tuple[int, int, int]] = []  # (release, deadline, source)
+    for n in range(sources):
+        number = np.arange(1, int(np.ceil(due[n, -1] + slack)) + 2, dtype=np.float64)
+        release = np.searchsorted(due[n], number - 1 + slack - 1e-9, side="left")
+        deadline = np.searchsorted(due[n], number - slack - 1e-9, side="left")
+        jobs += [(int(r), int(d), n) for r, d in zip(release, deadline, strict=True)]
+    jobs.sort()
+    out, ready, next_job = np.empty(count, dtype=np.int64), [], 0
+    for slot in range(count):
+        while next_job < len(jobs) and jobs[next_job][0] <= slot:
+            release, deadline, n = jobs[next_job]
+            heapq.heappush(ready, (deadline, n, release))
+            next_job += 1
+        if not ready:  # rounding left a slot without a released presentation: take the next one early
+            release, deadline, n = jobs[next_job]
+            heapq.heappush(ready, (deadline, n, release))
+            next_job += 1
+        out[slot] = heapq.heappop(ready)[1]
+    return out

@@ -1,0 +1,43 @@
+"""All strategies, one file each. A sixth paper is one more file and one more name in this list."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from trainer.strategies.auto import Auto
+from trainer.strategies.budget import Budget
+from trainer.strategies.custom import Custom
+from trainer.strategies.limited_speech import LimitedSpeech
+from trainer.strategies.sft import Sft
+
+STRATEGIES = (Auto, Sft, LimitedSpeech, Custom)
+
+PAPERS = {
+    "auto": "none: picks one of the others from the data",
+    "sft": "none: plain fine-tuning, the control",
+    "limited_speech": "Exploring Fine-Tuning of LALMs for SLU under Limited Speech Data (arXiv 2509.15389)",
+    "custom": "none: stages written out by hand",
+}
+
+NOT_BUILT_YET = {
+    "data_scheduling": "arXiv 2601.12494",
+    "salad": "distillation with active selection",
+    "label_permutation": "random-label in-context tuning",
+    "contrastive": "arXiv 2412.15712",
+}
+
+
+def _by_name(value: Any) -> Any:
+    name = value if isinstance(value, str) else value.get("name") if isinstance(value, dict) else None
+    if name in NOT_BUILT_YET:
+        raise ValueError(
+            f"recipe '{name}' ({NOT_BUILT_YET[name]}) is not built yet; built: {', '.join(PAPERS)}"
+        )
+    return {"name": value} if isinstance(value, str) else value
+
+
+Recipe = Annotated[
+    Auto | Sft | LimitedSpeech | Custom, Field(discriminator="name"), BeforeValidator(_by_name)
+]
+
+__all__ = ["NOT_BUILT_YET", "PAPERS", "STRATEGIES", "Auto", "Budget", "Custom", "LimitedSpeech", "Recipe", "Sft"]

@@ -1,0 +1,30 @@
+"""`recipe: auto`: the plainest recipe that uses all the data there is. `attune explain` shows what it became."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from trainer.fields import Spec, problem
+from trainer.stage import Stage
+from trainer.strategies.budget import Budget
+from trainer.strategies.limited_speech import LimitedSpeech
+from trainer.strategies.sft import Sft
+
+
+class Auto(Spec):
+    """Chosen from the data: direct mixing where recordings stand beside text or synthetic speech, else plain."""
+
+    name: Literal["auto"] = "auto"
+    """The recipe's name."""
+
+    def chosen(self, rows: Mapping[str, int]) -> LimitedSpeech | Sft:
+        """The recipe that `auto` stands for. Direct mixing rather than a curriculum, because at equal exposure
+        no curriculum has beaten it in our own trials (docs/log.md)."""
+        if not any(rows.values()):
+            raise problem("data", "no rows to train on; give data.corpus, data.text or data.speech")
+        if rows.get("speech") and (rows.get("text") or rows.get("synthetic")):
+            return LimitedSpeech(scheme="direct_mix", speech_presentations="per_epoch")
+        return Sft()
+
+    def stages(self, rows: Mapping[str, int], budget: Budget) -> list[Stage]:
+        """The chosen recipe's stages."""
+        return self.chosen(rows).stages(rows, budget)

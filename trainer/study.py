@@ -1,0 +1,305 @@
+"""Studies: a grid of jobs that are meant to be compared, and what is held equal between them (light).
+
+`grid` lists values for any field of the job, by dotted path or by a name that only one field has. Cells that would
+train the same thing (text-only at five speech fractions) are trained once and shown wherever they belong.
+"""
+
+import difflib
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+
+from trainer.corpus import Corpus
+from trainer.fields import Problem, Share, Spec, SpecError, problem, readable
+from trainer.resolve import Resolved, refuse_unbuilt, resolve
+from trainer.spec import Data, Evaluate, JobSpec, Resources, Tuning, parse_job, read_yaml
+from trainer.stage import Optimizer, cumulative
+from trainer.strategies import STRATEGIES, LimitedSpeech
+
+SEEDS = ("seed", "data.subset_seed")
+Control = Literal["majority", "untuned", "linear_probe", "cascade", "exposure_matched"]
+
+
+class Hold(Spec):
+    """What is equal in all cells."""
+
+    steps: Literal["equal", "free"] = "equal"
+    """Optimiser steps: `equal` gives every cell as many as the longest would have."""
+    speech_presentations: Literal["equal", "free"] = "equal"
+    """How often each recording is shown: `equal` in all mixing cells with the same recordings."""
+
+
+class StudySpec(Spec):
+    """A grid of jobs over one base and data; every other field of a job may stand beside these."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    study: str = Field(min_length=1)
+    """Name of the study."""
+    grid: dict[str, list[Any]] = Field(min_length=1)
+    """Values per field, by dotted path or unambiguous name; `seed` and `subset_seed` make repetitions."""
+    also: list[dict[str, Any]] = []
+    """Single cells beside the grid, each a mapping like `grid` with one value per key; a list of `seed` or
+    `subset_seed` makes repetitions; null puts a field back to its default."""
+    hold: Hold = Hold()
+    """What is held equal."""
+    controls: list[Control] = []
+    """Rows of every comparison beside the cells: `majority`, `untuned`, `linear_probe`, `cascade` (of the
+    text-only cells), `exposure_matched` (direct mixing with as many speech presentations as the curriculum)."""
+
+
+class Suite(Spec):
+    """A benchmark suite for CI. Its shape is checked; running it needs the service and is refused by name."""
+
+    suite: str
+    """Name of the suite."""
+    baseline: dict[str, str]
+    """What to compare with, e.g. `{branch: main}`."""
+    jobs: list[str] = Field(min_length=1)
+    """Job files, relative to the suite."""
+    seeds: list[int] = Field(min_length=1)
+    """Training seeds of every job."""
+    gate: dict[str, "Gate"]
+    """Per metric, what blocks a merge."""
+    inconclusive: Literal["pass", "fail"] = "pass"
+    """Verdict where the interval decides nothing."""
+
+
+def _worse(value: Any) -> Any:
+    return float(value.strip().rstrip("%")) / 100 if isinstance(value, str) and value.strip().endswith("%") else value
+
+
+class Gate(Spec):
+    """When a metric blocks."""
+
+    worse_by: Annotated[float, BeforeValidator(_worse)] | None = None
+    """Blocks if worse than the baseline by more than this (points, or a share of the baseline)."""
+    max: Share | None = None
+    """Blocks above this value."""
+
+
+@dataclass
+class Cell:
+    """One point of the grid; its runs differ in seeds only."""
+
+    name: str
+    settings: dict[str, Any]
+    """Grid fields of this cell by short name, without seeds."""
+    runs: list[Resolved] = field(default_factory=list)
+
+
+@dataclass
+class Expanded:
+    """A study ready to run."""
+
+    study: StudySpec
+    cells: list[Cell]
+    notes: list[str]
+    """What could not be held equal, and which cells are one."""
+
+    def jobs(self) -> dict[str, Resolved]:
+        """Distinct jobs by hash."""
+        return {run.hash: run for cell in self.cells for run in cell.runs}
+
+
+def load(path: Path | str) -> JobSpec | StudySpec | Suite:
+    """A spec file: a job, a study (`study:`) or a suite (`suite:`)."""
+    data = read_yaml(path)
+    if isinstance(data, Mapping) and "suite" in data:
+        return _validated(Suite, data)
+    if isinstance(data, Mapping) and "study" in data:
+        return _validated(StudySpec, data)
+    return parse_job(data)
+
+
+def _validated(model: Any, data: Any) -> Any:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise readable(error, data) from None
+
+
+def expand(study: StudySpec, read: Callable[[JobSpec], Corpus]) -> Expanded:
+    """All cells of a study, resolved, with what `hold` asks for carried out or said to be impossible."""
+    template = _template(study)
+    corpora: dict[str, Corpus] = {}
+    cells: dict[str, Cell] = {}
+    jobs: list[tuple[str, JobSpec]] = []
+    for settings in _points(study, template):
+        shown = {k.split(".")[-1]: v for k, v in settings.items() if k not in SEEDS and v is not None}
+        name = " ".join(f"{v}" if k == "scheme" else f"{k}={v}" for k, v in shown.items()) or study.study
+        cells.setdefault(name, Cell(name, shown))
+        data: dict[str, Any] = {**template, "name": f"{study.study}/{name}"}
+        for key, value in settings.items():
+            if value is not None:
+                data = _with(data, key.split("."), value)
+        jobs.append((name, _only_speech(parse_job(data), study.hold)))
+
+    def corpus_of(job: JobSpec) -> Corpus:
+        key = f"{job.data!r} {job.evaluate.on} {job.tasks!r}"
+        if key not in corpora:
+            corpora[key] = read(job)
+        return corpora[key]
+
+    notes: list[str] = []
+    if study.hold.steps == "equal":
+        jobs = _hold_steps(jobs, corpus_of)
+    if study.hold.speech_presentations == "equal":
+        jobs = _hold_presentations(jobs, corpus_of, notes)
+    for name, job in jobs:
+        cells[name].runs.append(resolve(job, corpus_of(job)))
+    _say_same(cells, notes)
+    return Expanded(study, list(cells.values()), notes)
+
+
+def presentations(resolved: Resolved, source: str = "speech") -> float:
+    """How often each usable row of `source` is shown over all stages, on average."""
+    if source not in resolved.sources:
+        return 0.0
+    batch = resolved.spec.global_batch
+    shown = sum(
+        float(cumulative(stage.mix[source], stage.steps * batch)[-1])  # type: ignore[index]
+        for stage in resolved.stages
+        if source in stage.mix
+    )
+    return shown / resolved.sources[source].rows
+
+
+def _template(study: StudySpec) -> dict[str, Any]:
+    extra = dict(study.model_extra or {})
+    known = set(JobSpec.model_fields)
+    own = set(StudySpec.model_fields)
+    problems = []
+    for key in extra:
+        if key not in known or key == "name":
+            near = difflib.get_close_matches(key, known | own, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known | own))}"
+            problems.append(Problem(key, None, f"unknown key; {hint}"))
+    if problems:
+        raise SpecError(problems)
+    return extra
+
+
+def _points(study: StudySpec, template: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings of every run: the grid's product, then the cells of `also`, by dotted path."""
+    points = []
+    for n, table in enumerate([study.grid, *study.also]):
+        at = "grid" if n == 0 else f"also[{n - 1}]"
+        keys = [_field(key, template, at) for key in table]
+        values = [v if isinstance(v, list) else [v] for v in table.values()]
+        points += [dict(zip(keys, combination, strict=True)) for combination in itertools.product(*values)]
+    return points
+
+
+def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
+    """The dotted path that a grid key means."""
+    paths = _paths(template)
+    if key in paths:
+        return key
+    matches = sorted(p for p in paths if p.split(".")[-1] == key)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise problem(f"{at}.{key}", f"means one of {', '.join(matches)}; write the dotted path")
+    names = sorted({p.split(".")[-1] for p in paths} | set(paths))
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    raise problem(f"{at}.{key}", f"no such field{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+def _paths(template: Mapping[str, Any]) -> set[str]:
+    recipe = template.get("recipe", "auto")
+    name = recipe if isinstance(recipe, str) else dict(recipe).get("name", "auto")
+    strategy = next((s for s in STRATEGIES if s.model_fields["name"].default == name), STRATEGIES[0])
+    nested = {
+        "data": Data,
+        "recipe": strategy,
+        "tuning": Tuning,
+        "optimizer": Optimizer,
+        "evaluate": Evaluate,
+        "resources": Resources,
+    }
+    paths = set(JobSpec.model_fields) - {"name", "spec_version"} - set(nested) | {"recipe"}
+    for prefix, model in nested.items():
+        paths |= {f"{prefix}.{n}" for n in model.model_fields if (prefix, n) != ("recipe", "name")}
+    return paths
+
+
+def _with(data: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """A copy of nested data with one value set; a recipe given by name becomes a mapping first."""
+    head, rest = path[0], path[1:]
+    if not rest:
+        return {**data, head: value}
+    inner = data.get(head, {})
+    inner = {"name": inner} if isinstance(inner, str) else dict(inner)
+    return {**data, head: _with(inner, rest, value)}
+
+
+def _steps(job: JobSpec, corpus: Corpus) -> int:
+    refuse_unbuilt(job)
+    return resolve(job, corpus).steps
+
+
+def _only_speech(job: JobSpec, hold: Hold) -> JobSpec:
+    """At equal steps a cell of recordings alone cannot also follow the mixing cells' presentations: it shows its
+    recordings as often as the steps make it, and `notes` says how often that is."""
+    if hold.steps == "equal" and isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "speech_only":
+        free = {"speech_presentations": None, "speech_share": None}
+        return job.model_copy(update={"recipe": job.recipe.model_copy(update=free)})
+    return job
+
+
+def _hold_steps(
+    jobs: list[tuple[str, JobSpec]], corpus_of: Callable[[JobSpec], Corpus]
+) -> list[tuple[str, JobSpec]]:
+    """Every cell as long as the longest, so that none gets less than its own protocol."""
+    given = {job.steps for _, job in jobs}
+    if len(given) == 1 and None not in given:
+        return jobs
+    if len(given - {None}) > 1:
+        raise problem("hold.steps", "the grid varies steps; say hold: {steps: free}", "equal")
+    most = max(_steps(job, corpus_of(job)) for _, job in jobs)
+    return [(name, job.model_copy(update={"steps": most})) for name, job in jobs]
+
+
+def _hold_presentations(
+    jobs: list[tuple[str, JobSpec]], corpus_of: Callable[[JobSpec], Corpus], notes: list[str]
+) -> list[tuple[str, JobSpec]]:
+    """Mixing cells on the same recordings show them equally often; a cell that only hears them cannot."""
+    groups: dict[tuple, list[int]] = {}
+    shown: list[float] = []
+    for n, (_, job) in enumerate(jobs):
+        resolved = resolve(job, corpus_of(job))
+        shown.append(presentations(resolved))
+        mixes = len(resolved.sources) > 1 and "speech" in resolved.sources
+        if mixes and isinstance(job.recipe, LimitedSpeech):
+            groups.setdefault((resolved.sources["speech"].sha256, job.seed), []).append(n)
+    for members in groups.values():
+        most = max(shown[n] for n in members)
+        if most - min(shown[n] for n in members) > 1e-6:
+            for n in members:
+                name, job = jobs[n]
+                knobs = {"speech_presentations": most, "speech_share": None}
+                jobs[n] = (name, job.model_copy(update={"recipe": job.recipe.model_copy(update=knobs)}))
+    held = {n for members in groups.values() for n in members}
+    free: dict[str, float] = {}
+    for n, (name, _) in enumerate(jobs):
+        if n not in held and shown[n] > 0:
+            free.setdefault(name, shown[n])
+    notes += [
+        f"{name}: every step is speech, so at equal steps each recording is shown {times:.1f} times"
+        for name, times in free.items()
+    ]
+    return jobs
+
+
+def _say_same(cells: dict[str, Cell], notes: list[str]) -> None:
+    first: dict[str, str] = {}
+    for cell in cells.values():
+        key = " ".join(sorted(run.hash for run in cell.runs))
+        if key in first:
+            notes.append(f"{cell.name}: trains the same as {first[key]}, so once")
+        first.setdefault(key, cell.name)
