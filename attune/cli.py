@@ -1,0 +1,219 @@
+"""`attune`: every command of the front door. Exit codes: 0 done, 1 failed, 2 bad input."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attune import show
+from attune.importing import ImportOptions, import_dataset
+from attune.reference import markdown
+from trainer.corpus import read_corpus
+from trainer.fields import SpecError, problem
+from trainer.resolve import read_and_resolve
+from trainer.spec import JobSpec, json_schema
+from trainer.study import StudySpec, Suite, expand, load
+from trainer.validate import validate, validate_dataset
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (SpecError, ValueError) as error:
+        print(f"attune {args.command}: {_plural(error)}\n{error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has left, e.g. `| head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _plural(error: ValueError) -> str:
+    count = len(error.problems) if isinstance(error, SpecError) else 1
+    return "1 problem" if count == 1 else f"{count} problems"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attune", description="Fine-tune audio language models when labelled speech is scarce."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(run=run)
+        return sub
+
+    for name, run, help_ in (
+        ("validate", _validate, "check a spec and every row of its data; nothing is trained"),
+        ("explain", _explain, "print every default and the recipe as stages"),
+        ("plan", _plan, "print what would be trained: counts, tokens, time, memory, what the test can show"),
+    ):
+        sub = command(name, run, help_)
+        also = "; or a data set such as folder:train" if name == "validate" else ""
+        sub.add_argument("spec", type=Path, help=f"job, study or suite (YAML or JSON){also}")
+        sub.add_argument("--json", action="store_true", help="machine-readable output")
+        _roots(sub)
+    sub = command("run", _run, "train and score a job or study on this machine")
+    sub.add_argument("spec", type=Path)
+    sub.add_argument("--out", type=Path, required=True, help="folder for results; an interrupted run is resumed")
+    sub.add_argument("--ranks", type=int, default=1, help="processes that share every step (default 1)")
+    _roots(sub)
+    sub = command("schema", _schema, "print the JSON Schema of a job")
+    sub.add_argument("--markdown", action="store_true", help="print the spec reference instead")
+    sub = command("check", _check, "hear whether a base understands this data, and what to expect")
+    sub.add_argument("data", help="data set, e.g. folder:train")
+    sub.add_argument("--base", required=True, help="hub id, folder or s3:// folder")
+    sub.add_argument("--limit", type=int, default=100, help="utterances to listen to (default 100)")
+    sub.add_argument("--json", action="store_true")
+    _roots(sub)
+    _import_command(command("import", _import, "turn a table, clips or a chat file into a data set"))
+    return parser
+
+
+def _roots(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--data-root",
+        action="append",
+        default=[],
+        help="folder that data references are relative to (also ATTUNE_DATA; default: here, then the spec's folder)",
+    )
+
+
+def roots_of(args: argparse.Namespace) -> list[Path]:
+    """Folders in which data references are looked up, in order."""
+    given = [Path(p) for p in args.data_root]
+    given += [Path(p) for p in os.environ.get("ATTUNE_DATA", "").split(os.pathsep) if p]
+    beside = [args.spec.parent] if hasattr(args, "spec") else []
+    return [*given, Path("."), *beside]
+
+
+def _validate(args: argparse.Namespace) -> int:
+    roots = roots_of(args)
+    if args.spec.suffix not in (".yaml", ".yml", ".json"):
+        found = {str(args.spec): validate_dataset(str(args.spec), roots)}
+    else:
+        spec = load(args.spec)
+        if isinstance(spec, Suite):
+            for name in spec.jobs:
+                load(args.spec.parent / name)
+            print(f"suite {spec.suite}: its shape is right; running suites needs the service and is not built yet")
+            return 0
+        jobs = [spec] if isinstance(spec, JobSpec) else _one_per_corpus(spec, roots)
+        found = {}
+        for job in jobs:
+            corpus = read_and_resolve(job, roots)[1]
+            assert corpus.test is not None
+            test = {"test": corpus.test.rows}
+            for name, source in corpus.sources.items():
+                key = f"{name}: {len(source.rows)} rows of {source.ref}"
+                if key not in found:
+                    found[key] = validate(source.rows, corpus.tasks, test)
+            key = f"test: {corpus.test.ref}"
+            if key not in found:
+                found[key] = validate(corpus.test.rows, corpus.tasks)
+    show.reports(found, as_json=args.json)
+    return 0 if all(report.ok for report in found.values()) else 2
+
+
+def _one_per_corpus(study: StudySpec, roots: list[Path]) -> list[JobSpec]:
+    seen: dict[str, JobSpec] = {}
+    for job in expand(study, lambda j: read_corpus(j, roots)).jobs().values():
+        seen.setdefault(" ".join(pin.sha256 for pin in (*job.sources.values(), job.test)), job.spec)
+    return list(seen.values())
+
+
+def _explain(args: argparse.Namespace) -> int:
+    spec, roots = load(args.spec), roots_of(args)
+    if isinstance(spec, Suite):
+        show.suite(spec, as_json=args.json)
+    elif isinstance(spec, StudySpec):
+        show.study(expand(spec, lambda j: read_corpus(j, roots)), as_json=args.json)
+    else:
+        resolved, _ = read_and_resolve(spec, roots)
+        show.job(resolved, as_json=args.json)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from trainer.estimate import estimate
+
+    spec, roots = load(args.spec), roots_of(args)
+    if isinstance(spec, Suite):
+        raise problem(str(args.spec), "plan takes a job or a study; give one of the suite's jobs")
+    if isinstance(spec, JobSpec):
+        resolved, corpus = read_and_resolve(spec, roots)
+        show.plan(resolved, estimate(resolved, corpus), as_json=args.json)
+        return 0
+    expanded = expand(spec, lambda j: read_corpus(j, roots))
+    found = {}
+    for cell in expanded.cells:
+        run = cell.runs[0]
+        found[cell.name] = (run, estimate(run, read_corpus(run.spec, roots)), len(cell.runs))
+    show.study_plan(found, expanded, as_json=args.json)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    spec = load(args.spec)  # bad specs are refused here, before torch is loaded
+    if isinstance(spec, Suite):
+        raise problem("suite", "running suites needs the service and is not built yet; run one of its jobs")
+    command = [sys.executable, "-m", "trainer", str(args.spec), "--out", str(args.out), "--ranks", str(args.ranks)]
+    for root in roots_of(args):
+        command += ["--data-root", str(root)]
+    return subprocess.run(command, check=False).returncode
+
+
+def _check(args: argparse.Namespace) -> int:
+    command = [sys.executable, "-m", "trainer.hearing", args.data, "--base", args.base, "--limit", str(args.limit)]
+    for root in roots_of(args):
+        command += ["--data-root", str(root)]
+    return subprocess.run([*command, *(["--json"] if args.json else [])], check=False).returncode
+
+
+def _schema(args: argparse.Namespace) -> int:
+    sys.stdout.write(markdown() if args.markdown else json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
+ROLES = ("audio", "text", "label", "intent", "slots", "speaker", "split")
+
+
+def _import_command(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", type=Path, help="CSV, TSV, XLSX, JSON, JSONL or BIO file, or a folder of clips")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the new data set; must not hold another one")
+    sub.add_argument("--language", help="BCP-47 tag, e.g. it or fr-FR, where the source does not say")
+    sub.add_argument("--task", help="name of the task (default: by its answer form)")
+    sub.add_argument("--instruction", help="what the model is asked, in English")
+    sub.add_argument("--answer", choices=("json", "label", "label_set", "text"), help="form of the answer")
+    for role in ROLES:
+        what = "column or key" if role != "slots" else "column or key (several: by comma, a slot type each)"
+        sub.add_argument(f"--{role}", metavar="COLUMN", help=f"{what} of the {role}, instead of the guess; '-': none")
+    sub.add_argument("--audio-root", type=Path, help="folder that audio paths are relative to (default: the file's)")
+    sub.add_argument("--speaker-pattern", help="regular expression whose first group in a file name is the speaker")
+    sub.add_argument("--encoding", help="encoding of a text file (default UTF-8)")
+    sub.add_argument("--sheet", help="sheet of a workbook (default the first)")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the split by speaker (default 0)")
+    sub.add_argument("--link", action="store_true", help="refer to the recordings where they are instead of copying")
+    sub.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _import(args: argparse.Namespace) -> int:
+    columns = {role: None if given == "-" else given for role in ROLES if (given := getattr(args, role))}
+    names = ["language", "task", "instruction", "answer", "audio_root", "speaker_pattern", "encoding", "sheet", "seed", "link"]
+    options = ImportOptions(columns=columns, **{name: getattr(args, name) for name in names})
+    report = import_dataset(args.source, args.out, options)
+    show.imported(report, args.out, as_json=args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""From cells with roles to records: text, recording, label; bad rows by line."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attune.importing.slots import from_json, has_inline, parse_cell, parse_inline
+from attune.importing.source import AUDIO_SUFFIXES, BadRow, RawRow, Source
+from attune.importing.split import split_name
+from trainer.manifest import Label
+
+
+@dataclass
+class Record:
+    """One row with its meaning; `audio` is a file that exists."""
+
+    line: int
+    id: str | None = None
+    text: str | None = None
+    audio: Path | None = None
+    label: Label = None
+    answer: str | None = None
+    """What a chat row's assistant says, before it is known whether that is a label or a transcript."""
+    speaker: str | None = None
+    split: str | None = None
+    language: str | None = None
+    offset_s: float = 0.0
+    duration_s: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def read_records(source: Source, roles: Mapping[str, str], audio_root: Path) -> tuple[list[Record], list[BadRow]]:
+    """Every row as a record, or as a bad row with the reason."""
+    finder = AudioFinder(audio_root)
+    text_column, slot_columns = roles.get("text"), [c for c in roles.get("slots", "").split(",") if c]
+    inline = text_column is not None and any(
+        has_inline(str(row.cells.get(text_column) or "")) for row in source.rows
+    )
+    records, bad = [], []
+    for row in source.rows:
+        try:
+            records.append(_record(row, roles, slot_columns, inline, source.names, finder))
+        except ValueError as error:
+            bad.append(BadRow(row.line, str(error)))
+    return records, bad
+
+
+def _string(value: Any) -> str | None:
+    """A cell as text; None where empty. 3.0 and 3 are both '3': JSON and spreadsheets mix them."""
+    if value is None or isinstance(value, list | dict):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return " ".join(str(value).split()) or None
+
+
+def _record(
+    row: RawRow,
+    roles: Mapping[str, str],
+    slot_columns: list[str],
+    inline: bool,
+    names: Mapping[str, list[str]],
+    finder: "AudioFinder",
+) -> Record:
+    def cell(role: str) -> Any:
+        return row.cells.get(roles[role]) if role in roles else None
+
+    record = Record(row.line, id=_string(cell("id")), text=_string(cell("text")), speaker=_string(cell("speaker")))
+    record.language, record.answer = _string(cell("language")), _string(cell("answer"))
+    slots: list[dict[str, str]] = []
+    if inline and record.text:
+        record.text, slots = parse_inline(record.text)
+    if len(slot_columns) == 1:
+        record.text, found = parse_cell(row.cells.get(slot_columns[0]), record.text)
+        slots = slots or found
+    elif slot_columns:
+        slots += [{"type": c, "value": v} for c in slot_columns if (v := _string(row.cells.get(c)))]
+    record.label = _label(row, roles, names, slots if inline or slot_columns else None)
+    if "split" in roles:
+        given = _string(cell("split"))
+        record.split = split_name(given or "")
+        if record.split is None:
+            raise ValueError(f"split {given!r} is none of train, dev (validation), test")
+    if "audio" in roles and (path := _string(cell("audio"))):
+        record.audio = finder.find(path)
+        record.offset_s = _seconds(cell("offset_s"), "offset") or 0.0
+        record.duration_s = _seconds(cell("duration_s"), "duration") or None
+    if record.audio is None and not record.text:
+        raise ValueError("neither text nor recording")
+    used = {column for columns in roles.values() for column in columns.split(",")} - {roles.get("prompt")}
+    rest = {key: value for key, value in row.cells.items() if key not in used and value not in (None, "", [])}
+    inner = rest.pop("meta", None)  # a manifest of ours
+    record.meta = rest | (inner if isinstance(inner, dict) else {"meta": inner} if inner else {})
+    return record
+
+
+def _seconds(value: Any, what: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        return float(str(value).replace(",", "."))  # 1,5 in a German spreadsheet
+    except ValueError:
+        raise ValueError(f"{what} {value!r} is not a number of seconds") from None
+
+
+def _label(
+    row: RawRow, roles: Mapping[str, str], names: Mapping[str, list[str]], slots: list[dict[str, str]] | None
+) -> Label:
+    column = roles.get("intent") or roles.get("label")
+    value = row.cells.get(column) if column else None
+    if column is not None and column in names and isinstance(value, int | float) and not isinstance(value, bool):
+        known = names[column]
+        if not 0 <= value < len(known):
+            raise ValueError(f"{column} {value} is outside the {len(known)} class names")
+        value = known[int(value)]
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError(f"{column} {value!r} begins like JSON but is not") from None
+    if isinstance(value, dict):
+        return {"intent": value.get("intent"), "slots": from_json(value.get("slots"))}
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    text = _string(value)
+    if column and text is None:
+        raise ValueError(f"no label in column {column!r}")
+    return text if slots is None else {"intent": text, "slots": slots}
+
+
+class AudioFinder:
+    """Finds the file that a cell means: as written, or by its last parts below the audio folder.
+
+    Tables are made on other machines (`C:\\data\\clips\\a.wav`), so leading folders are dropped one by one, and at
+    last the name alone is looked for, whatever its case, where it is unique.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root.absolute()
+        self._by_name: dict[str, list[Path]] | None = None
+
+    def find(self, cell: str) -> Path:
+        """The existing file; ValueError naming what was looked for."""
+        if re.match(r"https?://|s3://|gs://", cell):
+            raise ValueError(f"audio {cell!r} is an address; download the file first")
+        name = cell.strip("\"'").removeprefix("file://").replace("\\", "/")
+        if Path(name).is_absolute() and Path(name).is_file():
+            return Path(name)
+        parts = [part for part in re.sub(r"^[A-Za-z]:", "", name).split("/") if part not in ("", ".")]
+        for n in range(len(parts)):
+            path = self.root.joinpath(*parts[n:])
+            if ".." not in parts[n:] and path.is_file():
+                return path
+        if ".." in parts and (self.root / name).is_file():
+            return (self.root / name).resolve()
+        same = self._named(parts[-1] if parts else "")
+        if len(same) == 1:
+            return same[0]
+        if same:
+            raise ValueError(f"audio {cell!r}: {len(same)} files have this name; write the path below {self.root}")
+        raise ValueError(f"audio {cell!r} is missing; put it below {self.root} or say where with audio_root=")
+
+    def _named(self, name: str) -> list[Path]:
+        if self._by_name is None:
+            self._by_name = {}
+            for path in sorted(self.root.rglob("*")):
+                if path.suffix.lower() in AUDIO_SUFFIXES:
+                    for key in (path.name.lower(), path.stem.lower()):
+                        self._by_name.setdefault(key, []).append(path)
+        return self._by_name.get(name.lower(), [])

@@ -1,0 +1,110 @@
+"""The report of an import: what was read, assumed, left out and written."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from attune.importing.source import BadRow
+from trainer.manifest import Utterance, fingerprint
+from trainer.spec import Task
+
+
+@dataclass
+class ImportReport:
+    """What became of a source. `bad` lists the rows left out, by line."""
+
+    id: str
+    """sha256 of the canonical manifest."""
+    source: str
+    format: str
+    columns: dict[str, str]
+    """Role → column, inferred or said."""
+    notes: list[str]
+    suggestions: list[str]
+    rows_read: int
+    rows: int
+    bad: list[BadRow]
+    by_split: dict[str, int]
+    speakers_by_split: dict[str, int]
+    recordings: int
+    seconds: float
+    """Audio, seconds."""
+    task: str = ""
+    validation: dict[str, Any] = field(default_factory=dict)
+    """Report of `trainer.validate` on the written rows, lines of the source."""
+    written: bool = True
+    """False if this very data set was there already."""
+
+    @classmethod
+    def of(
+        cls,
+        source: str,
+        format: str,
+        columns: Mapping[str, str],
+        notes: Sequence[str],
+        suggestions: Sequence[str],
+        rows_read: int,
+        bad: list[BadRow],
+        rows: Sequence[Utterance],
+    ) -> "ImportReport":
+        """Counts over the rows as they are written."""
+        splits = Counter(row.split for row in rows)
+        speakers = {s: len({r.speaker for r in rows if r.split == s and r.speaker}) for s in splits}
+        return cls(
+            id=fingerprint(rows),
+            source=source,
+            format=format,
+            columns=dict(columns),
+            notes=list(notes),
+            suggestions=list(suggestions),
+            rows_read=rows_read,
+            rows=len(rows),
+            bad=bad,
+            by_split=dict(sorted(splits.items())),
+            speakers_by_split=dict(sorted(speakers.items())),
+            recordings=sum(row.audio is not None for row in rows),
+            seconds=round(sum(row.duration_s or 0.0 for row in rows if row.audio), 3),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values; `written` is not part of it."""
+        values = asdict(self)
+        del values["written"]
+        return values
+
+    def lines(self, most_bad: int = 20) -> list[str]:
+        """The report for a terminal."""
+        said = [f"{self.rows} of {self.rows_read} rows from {self.source} ({self.format}), {len(self.bad)} left out"]
+        said += [f"  {role}: column {column!r}" for role, column in self.columns.items()]
+        said += [f"  {split}: {n} rows, {self.speakers_by_split[split]} speakers" for split, n in self.by_split.items()]
+        said.append(f"  {self.recordings} recordings, {self.seconds / 60:.1f} minutes; task {self.task}")
+        said += [f"  note: {note}" for note in self.notes]
+        said += [f"  suggestion: {suggestion}" for suggestion in self.suggestions]
+        said += [f"  left out, line {row.line}: {row.reason}" for row in self.bad[:most_bad]]
+        if len(self.bad) > most_bad:
+            said.append(f"  … and {len(self.bad) - most_bad} more, in report.json")
+        said.append(f"  data set {self.id[:12]}{'' if self.written else ' was there already'}")
+        return said
+
+
+def readme(report: ImportReport, task: Task, name: str) -> str:
+    """README.md of the data set."""
+    table = "\n".join(
+        f"| {split} | {n} | {report.speakers_by_split[split]} |" for split, n in report.by_split.items()
+    )
+    notes = "\n".join(f"- {note}" for note in [*report.notes, *report.suggestions]) or "- none"
+    return f"""# {name}
+
+Imported from `{report.source}` ({report.format}): {report.rows} of {report.rows_read} rows, {report.recordings}
+recordings, {report.seconds / 60:.1f} minutes. Task `{task.name}`, answer form `{task.answer}`.
+
+| split | rows | speakers |
+| --- | --- | --- |
+{table}
+
+Id `{report.id}` is the sha256 of `manifest.jsonl`. The folder is never changed: import again to change it. The rows
+that were left out are in `report.json`; `task.yaml` may be copied into a spec and edited there.
+
+{notes}
+"""

@@ -1,0 +1,61 @@
+"""What every reader hands over: raw rows with their line, bad rows with a reason, notes on what was assumed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+
+
+class SourceError(ValueError):
+    """A source that cannot be imported as it is; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row before its columns have a meaning. `line` counts from 1 in the source file (rows in a sheet)."""
+
+    line: int
+    cells: dict[str, Any]
+
+
+@dataclass
+class Source:
+    """Everything that was read from a source."""
+
+    rows: list[RawRow]
+    format: str
+    """What the source turned out to be, e.g. `csv`, `bio`, `folder`."""
+    audio_root: Path
+    """Folder that relative audio paths start from."""
+    bad: list[BadRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """Class names by column, where the source stores labels as numbers (Hugging Face ClassLabel)."""
+    instruction: str | None = None
+    """The question that the source asks in every row, where it has one."""
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The file as text: UTF-8 with or without BOM, UTF-16 with BOM. SourceError names the first bad line."""
+    data = path.read_bytes()
+    if encoding is None:
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SourceError(
+            f"{path.name}:{line}: not {encoding.removesuffix('-sig').upper()} "
+            f"(byte 0x{data[error.start]:02x}); save the file as UTF-8 or say its encoding, e.g. encoding=cp1252"
+        ) from None
+    except LookupError:
+        raise SourceError(f"encoding {encoding!r} is unknown; try utf-8, cp1252 or utf-16") from None

@@ -1,0 +1,175 @@
+"""How the front door prints things: plain text for people, JSON for programs. Nothing is decided here."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attune.importing import ImportReport
+from trainer.estimate import Estimate, mix_chart
+from trainer.resolve import Resolved
+from trainer.study import Expanded, Suite, presentations
+from trainer.validate import Report
+
+
+def _dump(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def job(resolved: Resolved, *, as_json: bool) -> None:
+    """A resolved job: hash, stages, then every field."""
+    data = resolved.model_dump(mode="json", by_alias=True)
+    if as_json:
+        _dump({"spec_hash": resolved.hash, **data})
+        return
+    print(f"{resolved.spec.name}  spec_hash {resolved.hash}")
+    print(f"base {resolved.spec.base}  revision {resolved.base_revision or 'known when loaded'}")
+    print(f"\nstages ({resolved.steps} steps of {resolved.spec.global_batch} examples)")
+    for stage in resolved.stages:
+        mix = ", ".join(f"{k} {_share(v)}" for k, v in stage.mix.items())
+        parts = [name for name, on in stage.trainable.model_dump().items() if on]
+        o = stage.optimizer
+        print(f"  {stage.name}: {stage.steps} steps; {mix}; trains {', '.join(parts)}")
+        print(f"      AdamW {o.peak_lr:g} {o.schedule}, warm-up {o.warmup_ratio:.2%}, clip {o.clip_norm:g}")
+    print("\nsources")
+    for name, pin in {**resolved.sources, "test": resolved.test}.items():
+        subset = f" of {pin.available}" if pin.available != pin.rows else ""
+        times = f", each shown {presentations(resolved, name):.2f} times" if name != "test" else ""
+        print(f"  {name}: {pin.rows}{subset} rows as {pin.modality} from {pin.ref}{times}  sha256 {pin.sha256[:12]}")
+    print("\nevery field")
+    print(yaml.safe_dump(data["spec"], sort_keys=False, allow_unicode=True, width=110).rstrip())
+
+
+def _share(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else "curve"
+
+
+def study(expanded: Expanded, *, as_json: bool) -> None:
+    """The cells of a study and what could not be held."""
+    cells = [
+        {
+            "cell": cell.name,
+            "settings": cell.settings,
+            "runs": [
+                {"spec_hash": r.hash, "seed": r.spec.seed, "subset_seed": r.spec.data.subset_seed, "steps": r.steps}
+                for r in cell.runs
+            ],
+            "stages": [s.model_dump(mode="json") for s in cell.runs[0].stages],
+            "speech_presentations": presentations(cell.runs[0]),
+        }
+        for cell in expanded.cells
+    ]
+    if as_json:
+        _dump({"study": expanded.study.study, "cells": cells, "notes": expanded.notes})
+        return
+    count = sum(len(c.runs) for c in expanded.cells)
+    print(f"study {expanded.study.study}: {len(cells)} cells, {count} runs, {len(expanded.jobs())} distinct jobs")
+    for cell in expanded.cells:
+        run = cell.runs[0]
+        stages = "; ".join(
+            f"{s.name} {s.steps} steps ({', '.join(f'{k} {_share(v)}' for k, v in s.mix.items())})" for s in run.stages
+        )
+        print(f"  {cell.name}: {len(cell.runs)} run(s); {stages}; recordings shown {presentations(run):.2f} times")
+    for note in expanded.notes:
+        print(f"  note: {note}")
+    print("\nfields that all cells share are explained by `attune explain` on a single job")
+
+
+def suite(spec: Suite, *, as_json: bool) -> None:
+    """A suite's shape."""
+    if as_json:
+        _dump(spec.model_dump(mode="json"))
+        return
+    print(f"suite {spec.suite}: {len(spec.jobs)} job(s), seeds {spec.seeds}, gate {', '.join(spec.gate)}")
+    print("running suites needs the service and is not built yet")
+
+
+def plan(resolved: Resolved, found: Estimate, *, as_json: bool) -> None:
+    """What one job would do."""
+    if as_json:
+        _dump({"spec_hash": resolved.hash, **found.to_json()})
+        return
+    print(f"{resolved.spec.name}: {found.steps} steps of {resolved.spec.global_batch} = {found.examples} examples")
+    for name, s in found.sources.items():
+        subset = f" of {s.available}" if s.available != s.rows else ""
+        audio = f", {s.audio_s / 3600:.2f} h of audio" if s.modality == "speech" else ""
+        about = "" if s.exact else "about "
+        tokens = "tokens unknown" if s.tokens is None else f"{about}{s.tokens:,} tokens"
+        print(
+            f"  {name:>10} as {s.modality:<6} {s.rows}{subset} rows, {s.presentations} presentations "
+            f"({s.times_shown:g} times each){audio}, {tokens}"
+        )
+    print("mix over time")
+    for line in mix_chart(resolved):
+        print("  " + line)
+    for device, seconds in found.seconds.items():
+        print(f"about {_time(seconds)} and {found.memory_gib[device]:.1f} GiB on {device} (rough; training only)")
+    who = f"{found.test_speakers} speakers" if found.test_speakers else "unknown speakers"
+    print(
+        f"test: {found.test_utterances} utterances of {who}; a true difference below about "
+        f"{found.smallest_difference:.1%} would probably not show"
+    )
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def study_plan(found: Mapping[str, tuple[Resolved, Estimate, int]], expanded: Expanded, *, as_json: bool) -> None:
+    """What every cell of a study would do."""
+    if as_json:
+        _dump({name: {"runs": n, "spec_hash": r.hash, **e.to_json()} for name, (r, e, n) in found.items()})
+        return
+    for resolved, one, runs in found.values():
+        print(f"== {runs} run(s) of")
+        plan(resolved, one, as_json=False)
+    for note in expanded.notes:
+        print(f"note: {note}")
+
+
+def reports(found: Mapping[str, Report], *, as_json: bool) -> None:
+    """Validation reports by data set, a line per problem."""
+    if as_json:
+        _dump({name: report.to_json() for name, report in found.items()})
+        return
+    for name, r in found.items():
+        silent = "" if r.silence_share is None else f", {r.silence_share:.0%} of it silent"
+        audio = f", {r.recordings} recordings ({r.seconds / 60:.1f} min{silent}), {r.speakers} speakers" if r.recordings else ""
+        print(f"{name}: {r.rows} rows{audio}; {r.errors} errors, {r.warnings} warnings, {r.notes} notes")
+        for issue in r.issues[:50]:
+            print(f"  {issue}")
+        if len(r.issues) > 50:
+            print(f"  … and {len(r.issues) - 50} more; --json prints all")
+
+
+def imported(report: ImportReport, out: Path, *, as_json: bool) -> None:
+    """What became of a source: columns taken, rows per split, rows left out."""
+    if as_json:
+        _dump(report.to_json())
+        return
+    print(f"{out}: {report.rows} of {report.rows_read} rows from {report.source} ({report.format}), task {report.task}")
+    print("columns: " + ", ".join(f"{role} = {column}" for role, column in report.columns.items()))
+    for split, rows in report.by_split.items():
+        speakers = report.speakers_by_split.get(split, 0)
+        print(f"  {split}: {rows} rows, {speakers or 'unknown'} speakers")
+    if report.recordings:
+        print(f"  {report.recordings} recordings, {report.seconds / 60:.1f} min")
+    for label, lines in (("note", report.notes), ("suggestion", report.suggestions)):
+        for line in lines:
+            print(f"{label}: {line}")
+    for row in report.bad[:50]:
+        print(f"left out: line {row.line}: {row.reason}")
+    if len(report.bad) > 50:
+        print(f"… and {len(report.bad) - 50} more; report.json lists all")
+    issues = report.validation.get("issues", [])
+    for issue in issues[:20]:
+        print(f"line {issue['line']}: {issue['severity']}: {issue['code']}: {issue['remedy']}")
+    if not report.written:
+        print("this very data set was there already; nothing was written")
+    print(f"id {report.id}")

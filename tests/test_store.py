@@ -1,0 +1,273 @@
+"""The same promises on every store: a folder, S3 (moto), and a real service where one is given.
+
+Set ATTUNE_TEST_S3_ENDPOINT, ATTUNE_TEST_S3_ACCESS_KEY and ATTUNE_TEST_S3_SECRET_KEY to run the S3 tests
+against MinIO or Ceph RGW too.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+
+import pytest
+
+from trainer.store import (
+    ConflictError,
+    DamagedError,
+    FolderStore,
+    MissingError,
+    S3Store,
+    StoreError,
+    commit,
+    commits,
+    fetch_commit,
+    newest_commit,
+    open_store,
+    read_commit,
+)
+
+KINDS = ["folder", "moto", *(["service"] if os.environ.get("ATTUNE_TEST_S3_ENDPOINT") else [])]
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint():
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def s3_store(endpoint: str, key: str, secret: str) -> S3Store:
+    bucket = f"attune-{uuid.uuid4().hex[:12]}"
+    store = S3Store(
+        bucket, "some/prefix", endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret
+    )
+    store.client.create_bucket(Bucket=bucket)
+    return store
+
+
+@pytest.fixture(params=KINDS)
+def store(request, tmp_path):
+    if request.param == "folder":
+        return FolderStore(tmp_path / "store")
+    if request.param == "moto":
+        return s3_store(request.getfixturevalue("moto_endpoint"), "test", "test")
+    env = os.environ
+    return s3_store(
+        env["ATTUNE_TEST_S3_ENDPOINT"], env["ATTUNE_TEST_S3_ACCESS_KEY"], env["ATTUNE_TEST_S3_SECRET_KEY"]
+    )
+
+
+class TestObjects:
+    def test_what_is_put_is_got(self, store, tmp_path):
+        store.put("a/b.bin", b"\x00\x01")
+        (tmp_path / "big").write_bytes(b"x" * 3_000_000)
+        store.put_file("a/big", tmp_path / "big")
+        assert store.get("a/b.bin") == b"\x00\x01"
+        assert store.exists("a/b.bin")
+        assert not store.exists("a")
+        store.fetch("a/big", tmp_path / "deep" / "copy")
+        assert (tmp_path / "deep" / "copy").read_bytes() == b"x" * 3_000_000
+        assert store.digest("a/b.bin")[0] == 2
+
+    def test_an_empty_object_is_an_object(self, store):
+        store.put("empty", b"")
+        assert store.get("empty") == b""
+        assert store.list() == ["empty"]
+
+    def test_the_same_bytes_again_change_nothing(self, store, tmp_path):
+        store.put("k", b"one")
+        store.put("k", b"one")
+        (tmp_path / "f").write_bytes(b"one")
+        store.put_file("k", tmp_path / "f")
+        assert store.get("k") == b"one"
+
+    def test_other_bytes_are_refused_and_the_first_stay(self, store, tmp_path):
+        store.put("k", b"one")
+        with pytest.raises(ConflictError, match="k"):
+            store.put("k", b"two")
+        (tmp_path / "f").write_bytes(b"three")
+        with pytest.raises(ConflictError):
+            store.put_file("k", tmp_path / "f")
+        assert store.get("k") == b"one"
+
+    def test_list_is_sorted_and_by_prefix(self, store):
+        for key in ("b/2", "a/10", "a/9", "ab", "a/1/x"):
+            store.put(key, key.encode())
+        assert store.list() == ["a/1/x", "a/10", "a/9", "ab", "b/2"]
+        assert store.list("a/") == ["a/1/x", "a/10", "a/9"]
+        assert store.list("a/1") == ["a/1/x", "a/10"]
+        assert store.list("zzz/") == []
+
+    def test_a_missing_key_is_named(self, store, tmp_path):
+        for ask in (store.get, store.digest, lambda key: store.fetch(key, tmp_path / "out")):
+            with pytest.raises(MissingError, match="no/such"):
+                ask("no/such")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        "key", ["", "/abs", "a//b", "../up", "a/../../b", "a/.", "a\\b", "a/.tmp-1", "a\nb"]
+    )
+    def test_an_unsafe_key_is_refused(self, store, key):
+        with pytest.raises(StoreError, match="key"):
+            store.put(key, b"")
+        with pytest.raises(StoreError, match="key"):
+            store.get(key)
+
+    def test_of_many_writers_one_wins(self, store):
+        outcomes = []
+
+        def write(n):
+            try:
+                store.put("race", str(n).encode())
+                outcomes.append(n)
+            except ConflictError:
+                outcomes.append(None)
+
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        winners = [n for n in outcomes if n is not None]
+        assert len(outcomes) == 8
+        assert [str(n).encode() for n in winners] == [store.get("race")]
+
+
+class TestCommits:
+    def test_a_commit_is_read_back_and_fetched(self, store, tmp_path):
+        (tmp_path / "w").write_bytes(b"weights")
+        made = commit(store, "ck/10", {"state.json": b"{}", "adapter/w": tmp_path / "w"})
+        assert [entry["path"] for entry in made["files"]] == ["adapter/w", "state.json"]
+        assert read_commit(store, "ck/10") == made
+        assert fetch_commit(store, "ck/10", tmp_path / "got") == made
+        assert (tmp_path / "got" / "adapter" / "w").read_bytes() == b"weights"
+        again = commit(store, "ck/10", {"state.json": b"{}", "adapter/w": b"weights"})
+        assert again == made
+
+    def test_without_a_manifest_nothing_exists(self, store):
+        store.put("ck/10/state.json", b"{}")
+        with pytest.raises(MissingError):
+            read_commit(store, "ck/10")
+        assert newest_commit(store, "ck") is None
+
+    def test_the_newest_is_by_number_and_whole(self, store):
+        for step in (9, 10, 100):
+            commit(store, f"ck/{step}", {"state.json": str(step).encode()})
+        commit(store, "ck/notes", {"a": b""})
+        store.put("ck/2000/state.json", b"")  # died before its manifest
+        damaged = {"files": [{"path": "state.json", "bytes": 3, "sha256": "0" * 64}]}
+        store.put("ck/300/state.json", b"300")
+        store.put("ck/300/manifest.json", json.dumps(damaged).encode())
+        store.put("ck/400/manifest.json", b"[1, 2")
+        store.put("ck/500/manifest.json", b'{"files": [1]}')
+        assert list(commits(store, "ck")) == ["ck/500", "ck/400", "ck/300", "ck/100", "ck/10", "ck/9"]
+        assert newest_commit(store, "ck") == "ck/100"
+
+    def test_damage_names_the_file(self, store, tmp_path):
+        entry = {"path": "lost", "bytes": 1, "sha256": "0" * 64}
+        store.put("ck/1/manifest.json", json.dumps({"files": [entry]}).encode())
+        with pytest.raises(DamagedError, match="ck/1/lost"):
+            read_commit(store, "ck/1")
+        store.put("ck/1/lost", b"xyz")
+        with pytest.raises(DamagedError, match=r"ck/1/lost.*3 bytes"):
+            read_commit(store, "ck/1")
+        with pytest.raises(DamagedError, match="ck/1/lost"):
+            fetch_commit(store, "ck/1", tmp_path)
+
+    def test_a_manifest_cannot_reach_outside_the_folder(self, store, tmp_path):
+        entry = {"path": "../evil", "bytes": 0, "sha256": "0" * 64}
+        store.put("ck/1/manifest.json", json.dumps({"files": [entry]}).encode())
+        with pytest.raises(StoreError, match="key"):
+            fetch_commit(store, "ck/1", tmp_path / "in")
+
+    def test_the_name_of_the_manifest_is_taken(self, store):
+        with pytest.raises(StoreError, match="manifest"):
+            commit(store, "ck/1", {"manifest.json": b""})
+
+
+class TestFolder:
+    def test_a_flipped_bit_is_seen(self, tmp_path):
+        store = FolderStore(tmp_path)
+        commit(store, "ck/1", {"a": b"abc"})
+        commit(store, "ck/2", {"a": b"abc"})
+        (tmp_path / "ck/2/a").write_bytes(b"abd")
+        with pytest.raises(DamagedError, match="ck/2/a"):
+            read_commit(store, "ck/2")
+        assert newest_commit(store, "ck") == "ck/1"
+
+    def test_leftovers_of_a_dead_writer_are_not_listed_and_go(self, tmp_path):
+        store = FolderStore(tmp_path)
+        store.put("a/b", b"1")
+        (tmp_path / "a" / ".tmp-dead").write_bytes(b"half")
+        assert store.list() == ["a/b"]
+        assert store.sweep() == 1
+        assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["b"]
+
+    def test_a_failed_write_leaves_nothing(self, tmp_path):
+        store = FolderStore(tmp_path / "s")
+        with pytest.raises(FileNotFoundError):
+            store.put_file("a/b", tmp_path / "absent")
+        assert store.list() == []
+        assert store.sweep() == 0
+
+
+class TestS3:
+    def test_a_service_without_conditional_writes_still_writes_once(self, moto_endpoint, monkeypatch):
+        store = s3_store(moto_endpoint, "test", "test")
+        put = store.client.put_object
+
+        def no_conditions(**request):
+            if "IfNoneMatch" in request:
+                response = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+                raise store.client.exceptions.ClientError(response, "PutObject")
+            return put(**request)
+
+        monkeypatch.setattr(store.client, "put_object", no_conditions)
+        store.put("k", b"one")
+        store.put("k", b"one")
+        with pytest.raises(ConflictError):
+            store.put("k", b"two")
+        assert store.get("k") == b"one"
+
+    def test_more_keys_than_one_page_holds(self, moto_endpoint):
+        store = s3_store(moto_endpoint, "test", "test")
+        backend = store.client.put_object
+        for n in range(1005):
+            backend(Bucket=store.bucket, Key=f"{store.prefix}n/{n}", Body=b"")
+        assert len(store.list("n/")) == 1005
+
+    def test_a_bucket_that_is_not_there(self, moto_endpoint):
+        store = S3Store(
+            "no-such-bucket", endpoint_url=moto_endpoint, aws_access_key_id="a", aws_secret_access_key="b"
+        )
+        for ask in (lambda: store.put("k", b""), lambda: store.get("k")):
+            with pytest.raises(StoreError, match="no such bucket"):
+                ask()
+
+
+class TestOpen:
+    def test_the_address_says_which(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        assert isinstance(open_store(tmp_path), FolderStore)
+        spaced = tmp_path / "a b"
+        opened = open_store(spaced.as_uri())
+        assert isinstance(opened, FolderStore)
+        assert opened.root == spaced
+        s3 = open_store("s3://bucket/a/b/", aws_access_key_id="a", aws_secret_access_key="b")
+        assert isinstance(s3, S3Store)
+        assert (s3.bucket, s3.prefix, s3.uri) == ("bucket", "a/b/", "s3://bucket/a/b")
+        with pytest.raises(StoreError, match="gs://"):
+            open_store("gs://bucket")
+        with pytest.raises(StoreError, match="s3://bucket"):
+            open_store("s3:///x")
+
+    def test_a_folder_store_does_not_pay_for_boto3(self):
+        code = "import sys, trainer.store as s; s.open_store('.'); print('boto3' in sys.modules)"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert ran.stdout.strip() == "False", ran.stderr
