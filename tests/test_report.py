@@ -1,0 +1,213 @@
+"""The report says what the rows say: values, verdicts, sentences, widths, files."""
+
+import itertools
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from trainer.compare import compare
+from trainer.learning_curve import apart
+from trainer.report import ReportRow, score_rows, write_report
+from trainer.report_text import WIDTH, findings, number, table
+from trainer.rng import philox
+
+SPEAKERS, EACH = 6, 60
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _run(share: float, stream: str, seed: int = 0, metric: str = "accuracy") -> list[dict]:
+    """Rows of which about `share` are right; rows of one `seed` share what is hard, so that cells correlate."""
+    n = SPEAKERS * EACH
+    draw = 0.7 * philox(0, "hard", n) / 2**64 + 0.3 * philox(seed, stream, n) / 2**64
+    right = draw <= np.quantile(draw, share)
+    return [
+        {
+            "utterance": f"u{i}", "task": "command", "language": "ar", "speaker": f"s{i % SPEAKERS}",
+            "modality": "speech", "reference": "yes", "text": "yes" if ok else "no", "parsed": "yes" if ok else "no",
+            "valid": True, "counts": {metric: [float(ok), 1.0], "invalid_rate": [0.0, 1.0]},
+        }
+        for i, ok in enumerate(right)
+    ]  # fmt: skip
+
+
+def _cell(name: str, share: float, recordings: int, scheme: str | None = None, **more) -> ReportRow:
+    runs = {seed: _run(share + 0.01 * seed, name, seed) for seed in (1, 2)}
+    return ReportRow(name, scheme or name, recordings, None, 12.0 if recordings else 0.0, runs, **more)
+
+
+def _control(name: str, share: float, recordings: int = 0) -> ReportRow:
+    return ReportRow(name, name, recordings, None, 0.0, {None: _run(share, name)}, "control")
+
+
+@pytest.fixture(scope="module")
+def ladder() -> list[ReportRow]:
+    return [
+        _cell("synthetic_only", 0.21, 0),
+        _cell("speech_only", 0.55, 200),
+        _cell("direct_mix", 0.63, 200),
+        _cell("curriculum", 0.63, 200),
+        _cell("speech_only, all", 0.85, 2160, "speech_only"),
+        _control("majority", 0.03),
+        _control("untuned", 0.04),
+        _control("linear_probe", 0.75, 200),
+    ]
+
+
+def test_values_and_verdicts_are_those_of_compare(ladder, tmp_path):
+    report = write_report(tmp_path, ladder, "accuracy", study="commands", base="tiny", notes=["A note."])
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document == json.loads(json.dumps(report.document))
+    # 5 cells × 2 seeds and 3 controls without seeds
+    assert len(document["rows"]) == 13
+    assert {r["row"] for r in document["rows"] if r["seed"] == 2} == {r.name for r in ladder[:5]}
+    for entry in document["rows"]:
+        assert entry["n"] == SPEAKERS * EACH
+        assert 0 <= entry["ci_low"] <= entry["value"] <= entry["ci_high"] <= 1
+        assert {"scheme", "speech_fraction", "speech_presentations", "metric"} <= entry.keys()
+    run = ladder[1].runs[2]
+    value = next(r["value"] for r in document["rows"] if (r["row"], r["seed"]) == ("speech_only", 2))
+    assert value == pytest.approx(sum(r["counts"]["accuracy"][0] for r in run) / len(run))
+    q = next(c for c in document["comparisons"] if (c["a"], c["b"]) == ("synthetic_only", "speech_only"))
+    expected = compare(ladder[0].cell(), ladder[1].cell(), "accuracy")
+    assert (q["effect"], q["ci"], q["verdict"]) == (
+        expected.effect, [expected.ci_low, expected.ci_high], expected.verdict,
+    )  # fmt: skip
+    assert document["speakers"] == SPEAKERS
+    assert document["reference"] == "linear_probe"
+    assert document["notes"][0] == "A note."
+    assert (tmp_path / "learning_curve.png").read_bytes().startswith(PNG)
+    assert report.text == (tmp_path / "report.txt").read_text()
+
+
+def test_every_question_once_and_each_cell_against_the_probe(ladder):
+    asked = [(q.a.name, q.b.name) for q in score_rows(ladder, "accuracy").questions if q.asked]
+    assert len({frozenset(pair) for pair in asked}) == len(asked)
+    for cell in ladder[:5]:
+        assert ("linear_probe", cell.name) in asked
+    assert ("direct_mix", "curriculum") in asked
+    assert ("majority", "untuned") not in asked
+    matched = _cell("matched", 0.6, 200, "exposure_matched", kind="control")
+    elsewhere = _cell("matched, few", 0.6, 100, "exposure_matched", kind="control")
+    more = score_rows([*ladder, matched, elsewhere], "accuracy")
+    asked = [(q.a.name, q.b.name) for q in more.questions if q.asked]
+    assert ("matched", "curriculum") in asked
+    assert ("matched, few", "curriculum") not in asked
+
+
+def test_holm_is_over_the_questions_only(ladder):
+    scored = score_rows(ladder, "accuracy", reference="majority")
+    asked = [q for q in scored.questions if q.asked]
+    smallest = min(asked, key=lambda q: q.answer.p)
+    assert smallest.p_holm == pytest.approx(min(1.0, smallest.answer.p * len(asked)))
+    assert len(asked) < len(scored.questions)
+
+
+def test_sentences(ladder):
+    said = findings(score_rows(ladder, "accuracy"))
+    assert any(s.startswith("speech_only beats synthetic_only by .34 (") for s in said)
+    assert any(s.startswith("curriculum against direct_mix: no evidence of a difference (") for s in said)
+    assert any(s.startswith("speech_only, all beats linear_probe") and "2,160 against 200" in s for s in said)
+    # On as many recordings the probe is better than all that was tuned; the cell on 2,160 is no excuse.
+    winner = [s for s in said if "better than every tuned row" in s]
+    assert len(winner) == 1
+    assert winner[0].startswith("linear_probe is better than every tuned row on at most 200 recordings: .75, ")
+
+
+def test_no_simpler_row_is_praised_where_none_is_better(ladder):
+    said = findings(score_rows([*ladder[:5], _control("linear_probe", 0.5, 200)], "accuracy"))
+    assert not [s for s in said if "every tuned row" in s]
+
+
+def test_a_text_twin_and_a_tuned_control_are_no_simpler_rows(ladder):
+    twin = _control("direct_mix, text twin", 0.97, 200)
+    for run in twin.runs.values():
+        for row in run:
+            row["modality"] = "text"
+    matched = ReportRow("matched", "exposure_matched", 200, None, 12, {1: _run(0.99, "m")}, "control")
+    scored = score_rows([*ladder, twin, matched], "accuracy")
+    assert [s.split(" is ")[0] for s in findings(scored) if "every tuned row" in s] == ["linear_probe"]
+    assert twin not in scored.baselines()
+    assert len(table(scored)) == 2 + len(ladder) + 2
+    # Where the study itself is about text, text rows are its baselines.
+    text_only = score_rows([ReportRow("t", "t", 0, None, 0, twin.runs), twin, *ladder[5:7]], "accuracy")
+    assert twin in text_only.baselines()
+
+
+def test_lower_is_better_for_error_rates():
+    def rows(words: float, stream: str) -> list[dict]:
+        wrong = _run(words, stream, metric="wer")
+        return [{**r, "counts": {"wer": r["counts"]["wer"]}} for r in wrong]
+
+    cells = [
+        ReportRow(name, name, 0, None, 0.0, {1: rows(share, name)}) for name, share in (("a", 0.6), ("b", 0.2))
+    ]
+    scored = score_rows(cells, "wer")
+    assert findings(scored)[0].startswith("b beats a by .40 less wer (")
+    assert table(scored)[-1].endswith("better")
+    assert scored.reference.name == "a"
+
+
+def test_table_fits_and_names_give_way(ladder):
+    lines = table(score_rows(ladder, "accuracy"), ["invalid_rate"])
+    assert max(map(len, lines)) <= WIDTH
+    assert len({line.index("verdict") if "verdict" in line else 0 for line in lines}) == 2
+    long = [
+        _cell("direct_mix per_label=5 tuning.rank=16 optimizer.peak_lr=0.0003 and on", 0.5, 200, "direct_mix"),
+        _cell("curriculum per_label=5 tuning.rank=16 optimizer.peak_lr=0.0003 and on", 0.6, 200, "custom"),
+    ]
+    lines = table(score_rows(long, "accuracy"), ["invalid_rate"])
+    assert max(map(len, lines)) <= WIDTH
+    assert "…" in lines[2]
+
+
+def test_difference_column_is_row_minus_reference_whichever_was_asked_first(ladder):
+    scored = score_rows(ladder, "accuracy", reference="direct_mix")
+    q = next(q for q in scored.questions if (q.a.name, q.b.name) == ("speech_only", "direct_mix"))
+    line = next(line for line in table(scored) if line.startswith("speech_only "))
+    assert number(-q.answer.effect, sign=True) in line
+    assert line.endswith({"better": "worse", "no evidence": "no evidence"}[q.answer.verdict])
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [(0.637, False, ".64"), (1.011, False, "1.01"), (-0.04, True, "−.04"), (-0.001, True, "+.00"),
+     (0.35, True, "+.35"), (float("nan"), False, "–")],
+)  # fmt: skip
+def test_numbers(value, sign, text):
+    assert number(value, sign=sign) == text
+
+
+def test_labels_do_not_overlap():
+    wanted = [0.02, 0.03, 0.79, 0.78, 0.025]
+    placed = apart(wanted, 0.05, low=0.02)
+    ordered: Sequence[float] = sorted(placed)
+    assert min(b - a for a, b in itertools.pairwise(ordered)) >= 0.05 - 1e-9
+    assert ordered[0] >= 0.02
+    assert np.argsort(placed).tolist() == np.argsort(wanted).tolist()
+    assert apart([0.1, 0.5], 0.05) == [0.1, 0.5]
+
+
+def test_refusals(ladder):
+    with pytest.raises(ValueError, match="'majority' appears twice"):
+        score_rows([*ladder, ladder[5]], "accuracy")
+    with pytest.raises(ValueError, match="reference 'chance' is not a row; rows: synthetic_only"):
+        score_rows(ladder, "accuracy", reference="chance")
+    rows = _run(0.5, "x")
+    mixed = ReportRow("x", "x", 0, None, 0, {None: [rows[0], {**rows[1], "modality": "text"}]})
+    with pytest.raises(ValueError, match="mixes"):
+        score_rows([mixed], "accuracy")
+    short = ReportRow("short", "short", 0, None, 0, {1: rows[:-1]})
+    with pytest.raises(ValueError, match="u359"):
+        score_rows([ladder[0], short], "accuracy")
+    with pytest.raises(ValueError, match="at least one row"):
+        score_rows([], "accuracy")
+
+
+def test_importing_the_report_does_not_load_matplotlib():
+    import subprocess
+    import sys
+
+    code = "import sys, trainer.report; assert not {'matplotlib', 'torch', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,292 @@
+"""The report of a study: one table, `report.json`, `learning_curve.png`, and plain sentences.
+
+Everything is computed from prediction rows. A control (majority, untuned, linear probe, ...) is a row like any
+other, and a sentence says so where a control is better than what was tuned. Values and questions are here,
+their words in `report_text`, the chart in `learning_curve`. Light: matplotlib is loaded only to draw.
+"""
+
+import itertools
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.compare import Cell, Comparison, Interval, Rows, compare, holm, interval
+from trainer.learning_curve import draw
+from trainer.metrics import Metric, named, score
+from trainer.report_text import WIDTH, findings, methods, questions_note, table
+
+Seed = int | str | None
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One way of answering the test set."""
+
+    name: str
+    """Unique in the report."""
+    scheme: str
+    """What it is: `direct_mix`, `curriculum`, `linear_probe`, ..."""
+    recordings: int
+    """Distinct recordings of real speech it was trained on."""
+    speech_fraction: float | None
+    """The share of all recordings that these are; None where that says nothing."""
+    speech_presentations: float
+    """How often each of them was shown (realised)."""
+    runs: Mapping[Seed, Rows]
+    """Prediction rows by training seed; None for what has no seed. One task and one modality."""
+    kind: Literal["cell", "control"] = "cell"
+
+    def seeds(self) -> list[Seed]:
+        """Seeds in a fixed order."""
+        return sorted(self.runs, key=lambda seed: (str(type(seed)), seed))
+
+    @property
+    def modality(self) -> str:
+        """`speech`, `text` or `cascade`."""
+        return next((r.get("modality", "speech") for run in self.runs.values() for r in run), "speech")
+
+    def cell(self) -> Cell:
+        """The runs in the order of `seeds`."""
+        return [self.runs[seed] for seed in self.seeds()]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Does b do better than a?"""
+
+    a: ReportRow
+    b: ReportRow
+    answer: Comparison
+    p_holm: float = math.nan
+    """p adjusted for all that is asked of the study; nan for what only fills the table's difference column."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether it is one of the study's questions."""
+        return not math.isnan(self.p_holm)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rows with what they reach."""
+
+    metric: Metric
+    rows: Sequence[ReportRow]
+    pooled: Mapping[str, Interval]
+    """By row name, seeds pooled."""
+    reference: ReportRow
+    """Row that the difference column is against."""
+    questions: Sequence[Question]
+    confidence: float
+
+    def baselines(self) -> list[ReportRow]:
+        """Controls that answer what the cells answer: not the text twins of a speech test."""
+        asked = {row.modality for row in self.rows if row.kind == "cell"}
+        return [row for row in self.rows if row.kind == "control" and (row.modality != "text" or "text" in asked)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `write_report` made."""
+
+    text: str
+    """Heading, table, findings and notes, as printed."""
+    document: dict[str, Any]
+    """The content of `report.json`."""
+    files: tuple[Path, ...]
+
+
+def write_report(
+    out_dir: Path | str,
+    rows: Sequence[ReportRow],
+    metric: str,
+    *,
+    study: str,
+    base: str,
+    reference: str | None = None,
+    beside: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    confidence: float = 0.95,
+    paired_seeds: bool = False,
+) -> Report:
+    """Writes `report.json`, `report.txt` and `learning_curve.png` into `out_dir` and returns what they say.
+
+    rows: cells in the order of the study, controls anywhere. reference: name of the row that the difference
+    column is against; default: the linear probe, else the first cell. beside: further metrics, shown without
+    interval. notes: sentences for the end, such as what `hold` could not hold. paired_seeds: as of `compare`,
+    used where two rows have the same three or more seeds.
+
+    Asked of every study: each cell against the one before it; the curriculum against direct mixing and its
+    exposure-matched control at the same recordings; each cell against the linear probe. Their p values are also
+    given after Holm's adjustment, `p_holm`. Raises ValueError for repeated names, an unknown reference or
+    metric, a row that mixes tasks or modalities, and rows over different utterances.
+    """
+    scored = score_rows(rows, metric, reference=reference, confidence=confidence, paired_seeds=paired_seeds)
+    document = _document(scored, study, base, notes)
+    speakers = "unknown speakers" if document["speakers"] is None else f"{document['speakers']} speakers"
+    lines = [
+        f"{study}: {metric} on {document['n']:,} utterances of {speakers}, base {base}",
+        "",
+        *table(scored, beside),
+        "",
+        *_wrapped(document["findings"]),
+        "",
+        *_wrapped(document["notes"]),
+    ]
+    text = "\n".join(lines) + "\n"
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    files = (out / "report.json", out / "report.txt", out / "learning_curve.png")
+    files[0].write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files[1].write_text(text, encoding="utf-8")
+    draw(scored, files[2], title=f"{study} ({base})")
+    return Report(text, document, files)
+
+
+def score_rows(
+    rows: Sequence[ReportRow],
+    metric: str,
+    *,
+    reference: str | None = None,
+    confidence: float = 0.95,
+    paired_seeds: bool = False,
+) -> Scored:
+    """Intervals of all rows and answers to all questions; parameters and errors as of `write_report`."""
+    if not rows:
+        raise ValueError("a report needs at least one row")
+    by_name = {row.name: row for row in rows}
+    if len(by_name) < len(rows):
+        names = [row.name for row in rows]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"row name {repeated!r} appears twice; names must be unique")
+    for row in rows:
+        kinds = {(r["task"], r.get("modality", "speech")) for run in row.runs.values() for r in run}
+        if len(kinds) > 1:
+            raise ValueError(f"row {row.name!r} mixes {sorted(kinds)}; give one task and modality per row")
+    if reference is not None and reference not in by_name:
+        raise ValueError(f"reference {reference!r} is not a row; rows: {', '.join(by_name)}")
+    first = next((row for row in rows if row.kind == "cell"), rows[0])
+    against = by_name[reference] if reference else probe_for(first, rows) or first
+    meter = named(metric)
+    pooled = {row.name: interval(row.cell(), meter, confidence=confidence) for row in rows}
+
+    def asked(a: ReportRow, b: ReportRow) -> Question:
+        paired = paired_seeds and a.seeds() == b.seeds() and len(a.runs) > 2
+        answer = compare(a.cell(), b.cell(), meter, confidence=confidence, paired_seeds=paired)
+        return Question(a, b, answer)
+
+    found = [asked(a, b) for a, b in _pairs(rows)]
+    adjusted = holm([q.answer.p for q in found])
+    found = [replace(q, p_holm=p) for q, p in zip(found, adjusted, strict=True)]
+    have = {frozenset((q.a.name, q.b.name)) for q in found}
+    found += [
+        asked(against, row)
+        for row in rows
+        if row is not against and frozenset((against.name, row.name)) not in have
+    ]
+    return Scored(meter, rows, pooled, against, found, confidence)
+
+
+def probe_for(cell: ReportRow, rows: Sequence[ReportRow]) -> ReportRow | None:
+    """The linear probe on as many recordings as `cell`, else the one on fewest."""
+    probes = sorted((r for r in rows if r.scheme == "linear_probe"), key=lambda r: r.recordings)
+    return next((p for p in probes if p.recordings == cell.recordings), probes[0] if probes else None)
+
+
+def _pairs(rows: Sequence[ReportRow]) -> list[tuple[ReportRow, ReportRow]]:
+    """What is asked of a study, each pair once."""
+    cells = [row for row in rows if row.kind == "cell"]
+    wanted = list(itertools.pairwise(cells))
+    for b in cells:
+        if b.scheme == "curriculum":
+            rivals = [a for a in rows if a.scheme in ("direct_mix", "exposure_matched")]
+            wanted += [(a, b) for a in rivals if a.recordings == b.recordings]
+    for b in cells:
+        probe = probe_for(b, rows)
+        wanted += [(probe, b)] if probe and probe is not b else []
+    once: dict[frozenset[str], tuple[ReportRow, ReportRow]] = {}
+    for a, b in wanted:
+        once.setdefault(frozenset((a.name, b.name)), (a, b))
+    return list(once.values())
+
+
+# ---------------------------------------------------------------------------------------------- report.json
+
+
+def _document(scored: Scored, study: str, base: str, notes: Sequence[str]) -> dict[str, Any]:
+    metric, confidence = scored.metric, scored.confidence
+    speakers = {r.get("speaker") for row in scored.rows for run in row.cell() for r in run}
+    rows, pooled = [], []
+    for row in scored.rows:
+        at = scored.pooled[row.name]
+        every = score(r for run in row.cell() for r in run)
+        pooled.append({
+            **_settings(row), "seeds": row.seeds(), "metric": metric.name, **_values(at),
+            "method": at.method, "metrics": every,
+        })  # fmt: skip
+        for seed in row.seeds():
+            alone = interval([row.runs[seed]], metric, confidence=confidence)
+            rows.append({**_settings(row), "seed": seed, "metric": metric.name, **_values(alone)})
+    whole = {
+        "study": study,
+        "base": base,
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
+        "confidence": confidence,
+        "n": scored.pooled[scored.rows[0].name].n,
+        "speakers": None if None in speakers else len(speakers),
+        "reference": scored.reference.name,
+        "method": methods(scored),
+        "rows": rows,
+        "pooled": pooled,
+        "comparisons": [_comparison(q) for q in scored.questions],
+        "findings": findings(scored),
+        "notes": [*notes, *(f"Intervals: {how}." for how in methods(scored)), *questions_note(scored)],
+    }
+    return _finite(whole)
+
+
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")]
+
+
+def _settings(row: ReportRow) -> dict[str, Any]:
+    return {
+        "row": row.name,
+        "kind": row.kind,
+        "scheme": row.scheme,
+        "recordings": row.recordings,
+        "speech_fraction": row.speech_fraction,
+        "speech_presentations": row.speech_presentations,
+    }
+
+
+def _values(at: Interval) -> dict[str, Any]:
+    return {"value": at.value, "ci_low": at.ci_low, "ci_high": at.ci_high, "n": at.n}
+
+
+def _comparison(q: Question) -> dict[str, Any]:
+    c = q.answer
+    return {
+        "a": q.a.name,
+        "b": q.b.name,
+        "effect": c.effect,
+        "ci": [c.ci_low, c.ci_high],
+        "p": c.p,
+        "p_holm": q.p_holm if q.asked else None,
+        "verdict": c.verdict,
+        "method": c.method,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,146 @@
+"""A study's report in words: the table, one sentence per question, and where a simpler row wins (light)."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trainer.metrics import score
+
+if TYPE_CHECKING:
+    from trainer.report import Question, ReportRow, Scored
+
+WIDTH = 110
+"""Columns of the printed table at most."""
+NARROWEST_NAME = 8
+
+
+def number(value: float, *, sign: bool = False) -> str:
+    """'.64', '1.01', '−.04'; with `sign` also '+.35'; '–' for what has no value."""
+    if not math.isfinite(value):
+        return "–"
+    digits = f"{abs(value):.2f}"
+    if digits.startswith("0."):
+        digits = digits[1:]
+    minus = value < 0 and digits != ".00"
+    return ("−" if minus else "+" if sign else "") + digits
+
+
+# --------------------------------------------------------------------------------------------------- sentences
+
+
+def findings(scored: "Scored") -> list[str]:
+    """One sentence a question, then what a simpler row does better than everything tuned."""
+    return [*(_sentence(q, scored) for q in scored.questions if q.asked), *_simpler(scored)]
+
+
+def _sentence(q: "Question", scored: "Scored") -> str:
+    c = q.answer
+    if c.verdict == "no evidence":
+        effect, low, high = (number(x, sign=True) for x in (c.effect, c.ci_low, c.ci_high))
+        return f"{q.b.name} against {q.a.name}: no evidence of a difference ({effect}, {low} to {high})."
+    winner, loser = (q.b, q.a) if c.verdict == "better" else (q.a, q.b)
+    low, high = sorted((abs(c.ci_low), abs(c.ci_high)))
+    unit = "" if scored.metric.higher_is_better else f" less {scored.metric.name}"
+    size = f"{number(abs(c.effect))}{unit} ({number(low)}–{number(high)})"
+    unlike = ""
+    if winner.recordings != loser.recordings:
+        unlike = f", with {winner.recordings:,} against {loser.recordings:,} recordings"
+    doubt = "; not after Holm's adjustment" if q.p_holm > 1 - scored.confidence else ""
+    return f"{winner.name} beats {loser.name} by {size}{unlike}{doubt}."
+
+
+def _simpler(scored: "Scored") -> list[str]:
+    """Controls whose value no cell reaches that had no more recordings than they. A text twin is not simpler than
+    what answers speech, but easier, and a tuned control is no baseline."""
+    lines = []
+    sign = 1 if scored.metric.higher_is_better else -1
+    for control in scored.baselines():
+        if control.scheme == "exposure_matched":
+            continue
+        # What is trained on nothing (majority, untuned) is simpler than any cell; a probe on many recordings
+        # proves nothing against a cell on few.
+        rivals = [
+            row
+            for row in scored.rows
+            if row.kind == "cell" and (not control.recordings or row.recordings <= control.recordings)
+        ]
+        if not rivals:
+            continue
+        best = max(rivals, key=lambda row: sign * scored.pooled[row.name].value)
+        value, top = scored.pooled[control.name].value, scored.pooled[best.name].value
+        if sign * value > sign * top:
+            pair = {control.name, best.name}
+            answers = [q.answer for q in scored.questions if {q.a.name, q.b.name} == pair]
+            chance = "; it may be chance" if any(a.verdict == "no evidence" for a in answers) else ""
+            few = f" on at most {control.recordings:,} recordings" if control.recordings else ""
+            lines.append(
+                f"{control.name} is better than every tuned row{few}: {number(value)}, the best of them "
+                f"({best.name}) {number(top)}{chance}."
+            )
+    return lines
+
+
+def methods(scored: "Scored") -> list[str]:
+    """How the rows' intervals were made; degrees of freedom differ and stay with each row."""
+    return sorted({re.sub(r", [\d.]+ degrees of freedom", "", at.method) for at in scored.pooled.values()})
+
+
+def questions_note(scored: "Scored") -> list[str]:
+    """That several questions were asked, where they were."""
+    asked = sum(q.asked for q in scored.questions)
+    if asked < 2:
+        return []
+    return [
+        f"{asked} questions were asked; each verdict is for its question alone, and its sentence says where it "
+        "does not survive Holm's adjustment for all of them."
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- table
+
+
+def table(scored: "Scored", beside: Sequence[str] = ()) -> list[str]:
+    """Lines of at most WIDTH columns; the rows' names give way where there is too much."""
+    schemes = any(row.scheme.replace("_", " ") not in row.name.replace("_", " ") for row in scored.rows)
+    percent = f"{100 * scored.confidence:.4g} %"
+    heading = ["row", *["scheme"][:schemes], "rec.", "shown", f"{scored.metric.name} ({percent})", *beside]
+    lines = [[*heading, f"− {scored.reference.name}", "verdict"]]
+    for row in scored.rows:
+        at = scored.pooled[row.name]
+        values = score(r for run in row.cell() for r in run) if beside else {}
+        heard = [f"{row.recordings:,}" if row.recordings else "–"]
+        heard.append(f"{row.speech_presentations:.3g}x" if row.speech_presentations else "–")
+        lines.append([
+            row.name, *[row.scheme][:schemes], *heard,
+            f"{number(at.value)} ({number(at.ci_low)}–{number(at.ci_high)})",
+            *(number(values.get(name, math.nan)) for name in beside), *_difference(row, scored),
+        ])  # fmt: skip
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    # The reference's name is said in full by its own row, so its column heading may be cut.
+    widths[-2] = max(len("− reference"), *(len(line[-2]) for line in lines[1:]))
+    room = WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
+    widths[0] = max(NARROWEST_NAME, min(widths[0], room))
+    widths[-2] += max(0, min(len(lines[0][-2]) - widths[-2], room - widths[0]))
+    right = range(1 + schemes, 3 + schemes)
+
+    def fit(text: str, k: int) -> str:
+        if len(text) > widths[k]:
+            text = text[: widths[k] - 1] + "…"
+        return text.rjust(widths[k]) if k in right else text.ljust(widths[k])
+
+    printed = ["  ".join(fit(text, k) for k, text in enumerate(line)).rstrip() for line in lines]
+    return [printed[0], "─" * max(map(len, printed)), *printed[1:]]
+
+
+def _difference(row: "ReportRow", scored: "Scored") -> list[str]:
+    """[row − reference with its interval, verdict], whichever way round the question was asked."""
+    if row is scored.reference:
+        return ["–", "reference"]
+    pair = {row.name, scored.reference.name}
+    q = next(q for q in scored.questions if {q.a.name, q.b.name} == pair)
+    effect, low, high, verdict = q.answer.effect, q.answer.ci_low, q.answer.ci_high, str(q.answer.verdict)
+    if q.a is row:
+        effect, low, high = -effect, -high, -low
+        verdict = {"better": "worse", "worse": "better"}.get(verdict, verdict)
+    return [f"{number(effect, sign=True)} ({number(low, sign=True)} to {number(high, sign=True)})", verdict]
