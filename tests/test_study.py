@@ -16,7 +16,11 @@ def study(folder, **fields) -> StudySpec:
         "data": {"corpus": str(folder)},
         "recipe": "limited_speech",
         "global_batch": 8,
-        "grid": {"scheme": ["text_only", "direct_mix", "curriculum"], "speech_fraction": ["25%", "100%"], "seed": [1, 2]},
+        "grid": {
+            "scheme": ["text_only", "direct_mix", "curriculum"],
+            "speech_fraction": ["25%", "100%"],
+            "seed": [1, 2],
+        },
     }
     return StudySpec.model_validate({**plain, **fields})
 
@@ -95,3 +99,25 @@ def test_a_suite_is_understood(tmp_path):
     assert isinstance(found, Suite)
     assert found.gate["invalid_rate"].max == pytest.approx(0.01)
     assert found.gate["slu_f1"].worse_by == pytest.approx(1.0)
+
+
+def test_every_comparison_offers_the_exposure_matched_control(tmp_path):
+    fields = {
+        "recipe": {"name": "limited_speech", "speech_share": "25%"},
+        "grid": {"scheme": ["direct_mix", "curriculum"], "seed": [1, 2]},
+        "controls": ["exposure_matched"],
+        "steps": 30,
+    }
+    free = study(corpus_folder(tmp_path), **fields, hold={"speech_presentations": "free"})
+    found = {c.name: c for c in expand(free, read_corpus).cells}
+    control = found["direct_mix, exposure of curriculum"]
+    assert len(control.runs) == 2
+    assert presentations(control.runs[0]) == pytest.approx(presentations(found["curriculum"].runs[0]))
+    held = expand(study(tmp_path, **fields), read_corpus)
+    assert "direct_mix is the exposure-matched control of curriculum" in held.notes
+
+
+def test_the_cascade_is_scored_where_it_means_something(tmp_path):
+    found = expand(study(corpus_folder(tmp_path), controls=["cascade"]), read_corpus)
+    scored = {c.settings["scheme"]: c.runs[0].spec.evaluate.cascade for c in found.cells}
+    assert scored == {"text_only": True, "direct_mix": False, "curriculum": False}

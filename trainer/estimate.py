@@ -175,14 +175,14 @@ def parameters(config: Mapping[str, Any]) -> tuple[int, int]:
 def _cpu_flops() -> float:
     """Matrix-product FLOP/s of this machine, measured for about a tenth of a second."""
     a = np.ones((512, 512), dtype=np.float32)
-    a @ a
+    np.dot(a, a)
     best = min(_timed_product(a) for _ in range(5))
     return 2 * 512**3 / best
 
 
 def _timed_product(a: np.ndarray) -> float:
     start = time.perf_counter()
-    a @ a
+    np.dot(a, a)
     return time.perf_counter() - start
 
 

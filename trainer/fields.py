@@ -51,7 +51,7 @@ def readable(error: ValidationError, data: Any, at: str = "") -> SpecError:
             )
             last = n == len(item["loc"]) - 1
             if inside:
-                parent, here = here, here[part]
+                parent, here = here, here[part]  # pyright: ignore
             elif not (last and item["type"] == "missing"):
                 continue  # a tag of a union, not a key that the user wrote
             path.append(f"[{part}]" if isinstance(part, int) else str(part))

@@ -71,7 +71,8 @@ def plan_stage(resolved: Resolved, stage_index: int) -> StagePlan:
             if name in before:
                 before[name] += int(np.count_nonzero(shown == n))
     views = [SPEECH if resolved.sources[name].modality == "speech" else TEXT for name in stage.mix]
-    return present(stage.mix, rows, before, views, stage.steps * resolved.spec.global_batch, resolved.spec.seed)
+    mix = {str(name): curve for name, curve in stage.mix.items()}
+    return present(mix, rows, before, views, stage.steps * resolved.spec.global_batch, resolved.spec.seed)
 
 
 def present(

@@ -46,7 +46,7 @@ class Task(Spec):
     presets)."""
     prompt_order: Literal["family", "instruction_first", "audio_first"] = "family"
     """Whether the instruction stands before or after the audio; `family`: as the base was trained."""
-    normaliser: Literal["raw", "basic"] = "basic"
+    normaliser: Literal["raw", "basic", "basic_characters", "arabic"] = "basic"
     """Text normaliser of WER and CER, named in every result."""
     metrics: list[str] = []
     """Metrics to score; empty: the defaults of the answer form. The first is the main one."""

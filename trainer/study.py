@@ -52,23 +52,6 @@ class StudySpec(Spec):
     text-only cells), `exposure_matched` (direct mixing with as many speech presentations as the curriculum)."""
 
 
-class Suite(Spec):
-    """A benchmark suite for CI. Its shape is checked; running it needs the service and is refused by name."""
-
-    suite: str
-    """Name of the suite."""
-    baseline: dict[str, str]
-    """What to compare with, e.g. `{branch: main}`."""
-    jobs: list[str] = Field(min_length=1)
-    """Job files, relative to the suite."""
-    seeds: list[int] = Field(min_length=1)
-    """Training seeds of every job."""
-    gate: dict[str, "Gate"]
-    """Per metric, what blocks a merge."""
-    inconclusive: Literal["pass", "fail"] = "pass"
-    """Verdict where the interval decides nothing."""
-
-
 def _worse(value: Any) -> Any:
     return float(value.strip().rstrip("%")) / 100 if isinstance(value, str) and value.strip().endswith("%") else value
 
@@ -80,6 +63,23 @@ class Gate(Spec):
     """Blocks if worse than the baseline by more than this (points, or a share of the baseline)."""
     max: Share | None = None
     """Blocks above this value."""
+
+
+class Suite(Spec):
+    """A benchmark suite for CI. Its shape is checked; running it needs the service and is refused by name."""
+
+    suite: str
+    """Name of the suite."""
+    baseline: dict[str, str]
+    """What to compare with, e.g. `{branch: main}`."""
+    jobs: list[str] = Field(min_length=1)
+    """Job files, relative to the suite."""
+    seeds: list[int] = Field(min_length=1)
+    """Training seeds of every job."""
+    gate: dict[str, Gate]
+    """Per metric, what blocks a merge."""
+    inconclusive: Literal["pass", "fail"] = "pass"
+    """Verdict where the interval decides nothing."""
 
 
 @dataclass
@@ -129,15 +129,21 @@ def expand(study: StudySpec, read: Callable[[JobSpec], Corpus]) -> Expanded:
     corpora: dict[str, Corpus] = {}
     cells: dict[str, Cell] = {}
     jobs: list[tuple[str, JobSpec]] = []
-    for settings in _points(study, template):
-        shown = {k.split(".")[-1]: v for k, v in settings.items() if k not in SEEDS and v is not None}
+    points = _points(study, template)
+    # A field with one value in all cells does not tell them apart, so it stays out of their names.
+    varied = {k for p in points for k in p if len({repr(q.get(k)) for q in points}) > 1 and k not in SEEDS}
+    for settings in points:
+        shown = {k.split(".")[-1]: v for k, v in settings.items() if k in varied and v is not None}
         name = " ".join(f"{v}" if k == "scheme" else f"{k}={v}" for k, v in shown.items()) or study.study
         cells.setdefault(name, Cell(name, shown))
         data: dict[str, Any] = {**template, "name": f"{study.study}/{name}"}
         for key, value in settings.items():
             if value is not None:
                 data = _with(data, key.split("."), value)
-        jobs.append((name, _only_speech(parse_job(data), study.hold)))
+        job = _only_speech(parse_job(data), study.hold)
+        if "cascade" in study.controls and isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "text_only":
+            job = job.model_copy(update={"evaluate": job.evaluate.model_copy(update={"cascade": True})})
+        jobs.append((name, job))
 
     def corpus_of(job: JobSpec) -> Corpus:
         key = f"{job.data!r} {job.evaluate.on} {job.tasks!r}"
@@ -150,6 +156,8 @@ def expand(study: StudySpec, read: Callable[[JobSpec], Corpus]) -> Expanded:
         jobs = _hold_steps(jobs, corpus_of)
     if study.hold.speech_presentations == "equal":
         jobs = _hold_presentations(jobs, corpus_of, notes)
+    if "exposure_matched" in study.controls:
+        jobs += _exposure_matched(jobs, corpus_of, cells, notes)
     for name, job in jobs:
         cells[name].runs.append(resolve(job, corpus_of(job)))
     _say_same(cells, notes)
@@ -294,6 +302,42 @@ def _hold_presentations(
         for name, times in free.items()
     ]
     return jobs
+
+
+def _exposure_matched(
+    jobs: list[tuple[str, JobSpec]],
+    corpus_of: Callable[[JobSpec], Corpus],
+    cells: dict[str, Cell],
+    notes: list[str],
+) -> list[tuple[str, JobSpec]]:
+    """For every curriculum, direct mixing that shows the recordings as often in as many steps: what is left
+    between the two is the order."""
+    made: list[tuple[str, JobSpec]] = []
+    known = {resolve(job, corpus_of(job)).hash: name for name, job in jobs}
+    for name, job in jobs:
+        if not (isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "curriculum"):
+            continue
+        late = resolve(job, corpus_of(job))
+        knobs = {"scheme": "direct_mix", "speech_presentations": presentations(late), "speech_share": None}
+        twin = job.model_copy(update={"steps": late.steps, "recipe": job.recipe.model_copy(update=knobs)})
+        same = [n for n, other in jobs if _alike(resolve(other, corpus_of(other)), resolve(twin, corpus_of(twin)))]
+        if same:
+            notes.append(f"{same[0]} is the exposure-matched control of {name}")
+            continue
+        title = f"direct_mix, exposure of {name}"
+        cells.setdefault(title, Cell(title, {**cells[name].settings, "scheme": "direct_mix"}))
+        if resolve(twin, corpus_of(twin)).hash not in known:
+            made.append((title, twin))
+    notes[:] = list(dict.fromkeys(notes))
+    return made
+
+
+def _alike(a: Resolved, b: Resolved) -> bool:
+    """Whether two jobs train the same stages on the same rows with the same seed, to rounding of the mix."""
+    if a.spec.seed != b.spec.seed or a.sources.keys() != b.sources.keys() or len(a.stages) != len(b.stages):
+        return False
+    rows = all(a.sources[n].sha256 == b.sources[n].sha256 for n in a.sources)
+    return rows and a.steps == b.steps and abs(presentations(a) - presentations(b)) < 1e-6
 
 
 def _say_same(cells: dict[str, Cell], notes: list[str]) -> None:
