@@ -53,7 +53,7 @@ class Optimizer(Spec):
     decay_ratio: Share = 0.2
     """Share of the stage's steps that `wsd` decays over."""
     final_lr_ratio: Share = 0.0
-    """Learning rate at the last step, as a share of the peak."""
+    """Learning rate that the schedule ends at, reached one step after the last, as a share of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay (AdamW); LoRA is commonly trained without."""
     beta1: float = Field(default=0.9, ge=0, lt=1)

@@ -1,0 +1,264 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import toy
+from peft import PeftModel
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+from trainer.adapter import part_of
+from trainer.batch import collate
+from trainer.families import load, qwen2_decoder
+from trainer.features import FeatureCache
+from trainer.fields import SpecError
+from trainer.objectives import cross_entropy
+from trainer.spec import Tuning
+from trainer.stage import Trainable
+from trainer.tokens import AUDIO, render
+from trainer.views import Example
+
+ASK = "Which tone?"
+LORA = Tuning(rank=4, alpha=8, encoder="frozen")
+WAVES = [toy.wave(300 + 50 * i, s, seed=i) for i, s in enumerate((0.31, 1.0, 0.5, 2.26))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy.base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return AutoProcessor.from_pretrained(folder)
+
+
+def examples(model, waves=WAVES):
+    return [
+        Example(
+            str(i),
+            model.tokens.prompt_ids(ASK, model.tokens.audio_tokens(len(w))),
+            model.tokens.answer_ids(toy.LABELS[i % 3]),
+            w,
+        )
+        for i, w in enumerate(waves)
+    ]
+
+
+def batch_of(model, waves=WAVES):
+    return collate(examples(model, waves), pad=model.tokens.end, audio_id=model.tokens.audio_id)
+
+
+def jolt(model):
+    """Moves every trained parameter, so that adapters are no longer neutral."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.trained.values():
+            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.05, generator=generator))
+
+
+def stock_inputs(processor, waves, answer=""):
+    text = [render(ASK, AUDIO) + answer] * len(waves)
+    return processor(text=text, audio=list(waves), sampling_rate=16000, return_tensors="pt", padding=True)
+
+
+@pytest.mark.parametrize("seconds", [0.061, 0.3, 1.0, 2.26, 11.96, 12.0])
+def test_mel_is_the_padded_one_bit_for_bit(folder, processor, seconds):
+    model = load(folder)
+    clip = toy.wave(440, seconds)
+    padded = processor.feature_extractor(clip, sampling_rate=16000, padding="max_length", return_tensors="np")
+    mel = model.mel(clip)
+    assert mel.shape[1] == min(-(-len(clip) // 320) + 2, 600)
+    assert np.array_equal(mel, padded["input_features"][0][:, : mel.shape[1]])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_trimmed_encoder_equals_the_stock_padded_one(folder, processor, attention):
+    model = load(folder, attention=attention)
+    for waves in (WAVES, WAVES[:1], [toy.wave(440, s) for s in (11.97, 11.99, 12.0, 0.4)]):
+        with torch.no_grad():
+            trimmed = model.encode(waves)
+            for clip, states in zip(waves, trimmed, strict=True):
+                inputs = stock_inputs(processor, [clip])
+                captured = []
+                hook = model.stock.model.audio_tower.register_forward_hook(lambda m, i, o, c=captured: c.append(o))
+                stock = model.stock(**inputs).logits
+                hook.remove()
+                reference = captured[0].last_hidden_state[0, : len(states)]
+                assert len(states) == int((inputs["input_ids"] == model.tokens.audio_id).sum())
+                assert float((states - reference).abs().max() / reference.abs().max()) <= 1e-5
+                ours = model.logits(model.states(model.embed(inputs["input_ids"], [clip])).last_hidden_state)
+                assert float((ours - stock).abs().max() / stock.abs().max()) <= 1e-5
+
+
+def test_logits_of_a_padded_batch_are_the_stock_ones_at_supervised_positions(folder, processor):
+    model = load(folder)
+    with torch.no_grad():
+        batch = batch_of(model)
+        ours = model.forward(batch)
+        for r, clip in enumerate(WAVES):
+            inputs = stock_inputs(processor, [clip], toy.LABELS[r % 3] + "<|im_end|>")
+            stock = model.stock(**inputs).logits[0]
+            answer = batch.targets[batch.rows == r]
+            assert inputs["input_ids"][0, -len(answer) :].tolist() == answer.tolist()
+            want = stock[-len(answer) - 1 : -1]
+            assert float((ours[batch.rows == r] - want).abs().max() / want.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("order", ["audio_first", "instruction_first"])
+@pytest.mark.parametrize("encoder", ["frozen", "lora"])
+def test_what_the_loss_does_not_read_is_left_out_without_changing_it(folder, order, encoder):
+    tuning = LORA.model_copy(update={"encoder": encoder})
+    losses, gradients = [], []
+    for attention in ("sdpa", "eager"):  # eager goes through the stock decoder
+        model = load(folder, tuning=tuning, attention=attention)
+        jolt(model)
+        rows = [
+            Example(
+                e.name, model.tokens.prompt_ids(ASK, e.prompt.count(model.tokens.audio_id), order), e.answer, e.wave
+            )
+            for e in examples(model)
+        ]
+        rows.append(
+            Example("text", model.tokens.prompt_ids(ASK, "a low tone", order), model.tokens.answer_ids("low"), None)
+        )
+        batch = collate(rows, pad=model.tokens.end, audio_id=model.tokens.audio_id)
+        assert batch.shared >= 5
+        assert qwen2_decoder.fits(model.stock.model.language_model) == (attention == "sdpa")
+        loss = cross_entropy(model.forward(batch), batch.targets)
+        loss.sum().backward()
+        losses.append(loss.detach())
+        gradients.append({k: p.grad for k, p in model.trained.items()})
+    assert float((losses[0] - losses[1]).abs().max() / losses[1].abs().max()) <= 1e-5
+    for key, stock in gradients[1].items():
+        assert float((gradients[0][key] - stock).norm() / stock.norm()) <= 1e-5, key
+
+
+def test_cached_states_do_not_depend_on_the_batch_nor_on_the_cache(folder, tmp_path):
+    cold, warm = load(folder, cache=FeatureCache()), FeatureCache(tmp_path)
+    for clip in reversed(WAVES):
+        load(folder, cache=warm).audio_states([clip])
+    again = load(folder, cache=FeatureCache(tmp_path))
+    for a, b in zip(cold.audio_states(WAVES), again.audio_states(WAVES), strict=True):
+        assert torch.equal(a, b)
+    assert len(warm) == len(WAVES)
+
+
+def test_cache_tells_encoders_apart(folder, tmp_path):
+    cache = FeatureCache()
+    one = load(folder, cache=cache).audio_states(WAVES[:1])[0]
+    other = load(toy.base(tmp_path / "other", seed=5), cache=cache).audio_states(WAVES[:1])[0]
+    assert not torch.equal(one, other)
+
+
+def test_lora_stays_off_the_audio_tower(folder):
+    model = load(folder, tuning=LORA)
+    assert {part_of(k) for k in model.trained} == {"lm", "projector"}
+    assert all("lora_" in k for k in model.trained if part_of(k) == "lm")
+    assert model.encoder_is_base
+    everywhere = load(folder, tuning=LORA.model_copy(update={"encoder": "lora"}))
+    tower = [k for k in everywhere.trained if part_of(k) == "encoder"]
+    assert tower
+    assert all("lora_" in k for k in tower)
+    assert not everywhere.encoder_is_base
+    assert everywhere.lr_scales["encoder"] == LORA.encoder_lr_scale
+
+
+def test_a_stage_opens_only_what_it_trains(folder):
+    model = load(folder, tuning=LORA.model_copy(update={"encoder": "full"}))
+    groups = model.set_trainable(Trainable(lm=True))
+    assert groups["lm"]
+    assert not groups["projector"] + groups["encoder"]
+    groups = model.set_trainable(Trainable(lm=False, projector=True, encoder=True))
+    assert {k for k, p in model.trained.items() if p.requires_grad} == {*groups["projector"], *groups["encoder"]}
+    assert not any("embed_positions" in k for k in model.trained)
+
+
+def test_lora_start_depends_on_the_seed_alone(folder):
+    a, b, c = (load(folder, tuning=LORA, seed=s).files()["adapter_model.safetensors"] for s in (1, 1, 2))
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "lora", "full"])
+def test_adapter_in_stock_peft_gives_the_same_logits(folder, processor, tmp_path, encoder):
+    model = load(folder, tuning=LORA.model_copy(update={"encoder": encoder}), name="someone/base")
+    jolt(model)
+    for name, content in model.files().items():
+        (tmp_path / name).write_bytes(content)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "someone/base"
+    assert str(folder) not in json.dumps(config)
+    stock = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    stock = PeftModel.from_pretrained(stock, tmp_path).eval()
+    inputs = stock_inputs(processor, WAVES[:1])
+    with torch.no_grad():
+        want = stock(**inputs).logits
+        model.train(False)
+        got = model.logits(model.states(model.embed(inputs["input_ids"], WAVES[:1])).last_hidden_state)
+        bare = load(folder).stock(**inputs).logits
+    assert float((got - want).abs().max() / want.abs().max()) <= 1e-5
+    assert float((bare - want).abs().max() / want.abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("tuning", [
+    LORA, LORA.model_copy(update={"encoder": "full"}), Tuning(method="full", encoder="full"),
+    Tuning(method="projector", encoder="frozen"),
+])  # fmt: skip
+def test_saved_state_comes_back_bit_for_bit(folder, tuning):
+    model = load(folder, tuning=tuning)
+    jolt(model)
+    files = model.files()
+    other = load(folder, tuning=tuning, seed=9)
+    other.load_files(files)
+    assert other.files() == files
+    for key, parameter in model.trained.items():
+        assert torch.equal(parameter, other.trained[key]), key
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "lora", "full"])
+def test_detach_gives_the_untouched_base_back(folder, encoder):
+    model = load(folder)
+    tuning = LORA.model_copy(update={"encoder": encoder})
+    with torch.no_grad():
+        before = model.forward(batch_of(model))
+    for seed in (1, 2):
+        model.attach(tuning, seed=seed)
+        fresh = load(folder, tuning=tuning, seed=seed)
+        assert model.files() == fresh.files()
+        jolt(model)
+        model.detach()
+    assert not [n for n, _ in model.stock.named_modules() if "lora" in n]
+    with torch.no_grad():
+        assert torch.equal(model.forward(batch_of(model)), before)
+
+
+def test_detach_notices_a_base_that_changed(folder):
+    model = load(folder, tuning=LORA)
+    with torch.no_grad():
+        model.stock.lm_head.weight[0, 0] += 1
+    with pytest.raises(RuntimeError, match="weights changed"):
+        model.detach()
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "lora", "full"])
+def test_base_only_hears_and_answers_like_the_base(folder, encoder):
+    model = load(folder, tuning=LORA.model_copy(update={"encoder": encoder}))
+    jolt(model)
+    model.train(False)
+    bare = load(folder)
+    with torch.no_grad():
+        want = bare.forward(batch_of(bare))
+        tuned = model.forward(batch_of(model))
+        with model.base_only():
+            got = model.forward(batch_of(model))
+        assert torch.allclose(got, want, atol=1e-5)
+        assert not torch.allclose(tuned, want, atol=1e-3)
+        assert torch.equal(model.forward(batch_of(model)), tuned)
+
+
+def test_what_cannot_be_tuned_is_said(folder):
+    with pytest.raises(SpecError, match=r"tuning\.targets: .*it has .*q_proj"):
+        load(folder, tuning=LORA.model_copy(update={"targets": ["fc1"]}))
+    with pytest.raises(SpecError, match=r"tuning\.encoder: 'auto' must be settled"):
+        load(folder, tuning=Tuning())

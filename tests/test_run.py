@@ -1,0 +1,234 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import toy
+from safetensors.torch import load as tensors_of
+
+from trainer.__main__ import main
+from trainer.families import load
+from trainer.fields import SpecError
+from trainer.plan import StagePlan, plan_stage
+from trainer.ranks import spawn
+from trainer.result import Result
+from trainer.run import run
+from trainer.store import FolderStore
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return toy.base(folder / "base"), toy.data(folder / "data")
+
+
+def go(world, store, **options):
+    resolved, corpus = toy.resolved(*world)
+    return run(resolved, store, corpus=corpus, threads=1, **options)
+
+
+@pytest.fixture(scope="module")
+def done(world, tmp_path_factory):
+    store = FolderStore(tmp_path_factory.mktemp("out"))
+    events = []
+    return go(world, store, sink=events.append), store, events
+
+
+def test_all_that_is_left_behind(done):
+    result, store, _ = done
+    assert result.outcome == "succeeded"
+    keys = set(store.list())
+    assert {"spec.json", "plan/text_first.npz", "plan/mixed_last.npz", "final.json", "attempts/1/result.json",
+            "attempts/1/predictions/speech.jsonl", "attempts/1/predictions/text.jsonl"} <= keys  # fmt: skip
+    assert Result.model_validate_json(store.get("final.json")) == result
+    rows = [json.loads(line) for line in store.get("attempts/1/predictions/speech.jsonl").splitlines()]
+    assert [r["utterance"] for r in rows] == [f"test-{i}" for i in range(9)]
+    assert all({"reference", "text", "parsed", "valid", "counts", "modality"} <= r.keys() for r in rows)
+
+
+def test_result_says_what_was_shown(done, world):
+    result, store, events = done
+    resolved, _ = toy.resolved(*world)
+    plans = [StagePlan.load(store.get(f"plan/{s.name}.npz")) for s in resolved.stages]
+    assert [p.sha256 for p in plans] == [plan_stage(resolved, n).sha256 for n in (0, 1)]
+    assert result.lineage.plans == {s.name: p.sha256 for s, p in zip(resolved.stages, plans, strict=True)}
+    by_source = {}
+    for shown in result.shown:
+        by_source[shown.source] = by_source.get(shown.source, 0) + shown.presentations
+        assert abs(shown.realised_share - shown.requested_share) * 72 <= 1
+    assert sum(by_source.values()) == 9 * 8
+    assert by_source["speech"] == 18  # speech_presentations: 1
+    speech = next(s for s in result.shown if s.source == "speech")
+    lengths = [0.3 + 0.05 * (i % 7) for i in range(18)]
+    assert speech.audio_seconds == pytest.approx(sum(lengths), abs=0.01)
+    steps = [e for e in events if e["kind"] == "step"]
+    assert result.tokens == sum(e["tokens"] for e in steps)
+    assert result.gradients.max == pytest.approx(max(e["grad_norm"] for e in steps))
+
+
+def test_result_says_where_it_came_from(done, world):
+    result, _, _ = done
+    resolved, _ = toy.resolved(*world)
+    lineage = result.lineage
+    assert lineage.spec_hash == resolved.hash
+    assert set(lineage.data) == {"text", "speech", "test"}
+    assert (lineage.device, lineage.precision, lineage.threads, lineage.world_size) == ("cpu", "fp32", 1, 1)
+    assert {"torch", "transformers", "peft"} <= set(lineage.versions)
+    assert {(s.modality, s.metric) for s in result.scores} >= {("speech", "accuracy"), ("text", "accuracy")}
+    assert all(s.n == 9 and s.ci_low <= s.value <= s.ci_high for s in result.scores)
+
+
+def test_a_finished_job_is_not_run_again(done, world):
+    result, store, _ = done
+    before = store.list()
+    assert go(world, store, model="never touched") == result
+    assert store.list() == before
+
+
+def test_another_job_does_not_go_on_from_these_checkpoints(done, world):
+    _, store, _ = done
+    resolved, corpus = toy.resolved(*world, seed=5)
+    with pytest.raises(SpecError, match="holds the job 'toy' of another spec"):
+        run(resolved, store, corpus=corpus, threads=1)
+
+
+def test_pause_and_resume_end_like_an_undisturbed_run(done, world, tmp_path):
+    result, calm, _ = done
+    store = FolderStore(tmp_path)
+    told = iter(["continue", "continue", "checkpoint_and_exit"])
+    paused = go(world, store, control=lambda: next(told))
+    assert (paused.outcome, paused.reason, paused.steps) == ("yielded", "yielded", 3)
+    assert not store.exists("final.json")
+    resumed = go(world, store)
+    assert (resumed.outcome, resumed.attempt, resumed.attempts) == ("succeeded", 2, [1, 2])
+    adapter = "adapter/adapter_model.safetensors"
+    assert store.get(f"{resumed.checkpoint}/{adapter}") == calm.get(f"{result.checkpoint}/{adapter}")
+    for modality in ("speech", "text"):
+        assert store.get(f"attempts/2/predictions/{modality}.jsonl") == calm.get(
+            f"attempts/1/predictions/{modality}.jsonl"
+        )
+    same = {"scores", "shown", "tokens", "final_loss", "gradients"}
+    assert resumed.model_dump(include=same) == result.model_dump(include=same)
+
+
+def test_a_warm_process_gives_the_same_bits(done, world, tmp_path):
+    result, calm, _ = done
+    model = load(world[0], name=str(world[0]))
+    for n in (1, 2):
+        store = FolderStore(tmp_path / str(n))
+        again = go(world, store, model=model)
+        assert not model.trained
+        adapter = "adapter/adapter_model.safetensors"
+        assert store.get(f"{again.checkpoint}/{adapter}") == calm.get(f"{result.checkpoint}/{adapter}")
+        assert again.scores == result.scores
+
+
+def test_bad_data_leaves_a_result_with_reason_and_log(world, tmp_path):
+    folder = toy.data(tmp_path / "data")
+    resolved, corpus = toy.resolved(world[0], folder)
+    (folder / "speech/audio/train3.wav").write_bytes(b"no audio")
+    store = FolderStore(tmp_path / "out")
+    result = run(resolved, store, corpus=corpus, threads=1)
+    assert (result.outcome, result.reason) == ("failed", "invalid_data")
+    assert "train3.wav" in result.message
+    assert 0 < result.steps < 9
+    assert result.checkpoint == f"attempts/1/checkpoints/{result.steps // 2 * 2}"
+    assert result.log_tail[-1]["kind"] == "error"
+    assert "Traceback" in result.log_tail[-1]["traceback"]
+    assert Result.model_validate_json(store.get("attempts/1/result.json")) == result
+    soundfile.write(folder / "speech/audio/train3.wav", toy.wave(220, 0.45, seed=3), 16000)
+    assert run(resolved, store, corpus=corpus, threads=1).outcome == "succeeded"
+
+
+def test_changed_data_is_refused(world, tmp_path):
+    folder = toy.data(tmp_path / "data")
+    resolved, _ = toy.resolved(world[0], folder)
+    path = folder / "text/train.jsonl"
+    path.write_text(path.read_text().replace("a tone called low", "a low tone"))
+    result = run(resolved, FolderStore(tmp_path / "out"), roots=[folder], threads=1)
+    assert (result.reason, result.steps) == ("invalid_data", 0)
+    assert "data.text" in result.message
+    assert "has changed" in result.message
+
+
+def test_a_recording_longer_than_the_window_is_named(world, tmp_path):
+    folder = toy.data(tmp_path / "data")
+    soundfile.write(folder / "speech/audio/test4.wav", np.zeros(13 * 16000, np.float32), 16000)
+    rows = (folder / "speech/test.jsonl").read_text().splitlines()
+    rows[4] = json.dumps({**json.loads(rows[4]), "duration_s": 13.0})
+    (folder / "speech/test.jsonl").write_text("\n".join(rows) + "\n")
+    resolved, corpus = toy.resolved(world[0], folder)
+    result = run(resolved, FolderStore(tmp_path / "out"), corpus=corpus, threads=1)
+    assert result.reason == "invalid_data"
+    assert "utterance test-4: 13.00 s of audio, the base hears at most 12 s" in result.message
+
+
+def test_a_bug_is_written_and_raised(world, tmp_path, monkeypatch):
+    store = FolderStore(tmp_path)
+    monkeypatch.setattr("trainer.run.predict", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        go(world, store)
+    result = Result.model_validate_json(store.get("attempts/1/result.json"))
+    assert (result.outcome, result.reason, result.steps) == ("failed", "infrastructure", 9)
+    monkeypatch.undo()
+    assert go(world, store).outcome == "succeeded"
+
+
+def in_two(ranks, world, out):
+    go(world, FolderStore(out), ranks=ranks)
+
+
+def test_two_ranks_leave_one_result(done, world, tmp_path):
+    alone, calm, _ = done
+    spawn(in_two, 2, world, tmp_path, method="fork")
+    store = FolderStore(tmp_path)
+    result = Result.model_validate_json(store.get("final.json"))
+    assert (result.outcome, result.attempts, result.lineage.world_size) == ("succeeded", [1], 2)
+    assert result.final_loss == pytest.approx(alone.final_loss, rel=1e-4)
+    assert result.shown == alone.shown
+    speech = "attempts/1/predictions/speech.jsonl"
+    both = [[json.loads(line)["utterance"] for line in s.get(speech).splitlines()] for s in (store, calm)]
+    assert both[0] == both[1]
+
+
+def test_auto_follows_the_hearing_check_once_for_all_attempts(world, tmp_path):
+    resolved, corpus = toy.resolved(*world, tuning={"rank": 4, "encoder": "auto"})
+    store, events = FolderStore(tmp_path), []
+    told = iter(["continue", "checkpoint_and_exit"])
+    paused = run(resolved, store, events.append, lambda: next(told), corpus=corpus, threads=1)
+    assert paused.outcome == "yielded"
+    assert paused.hearing["encoder"] == "lora"  # random weights hear nothing
+    kinds = [e["kind"] for e in events]
+    said = next(e["message"] for e in events if e["kind"] == "note")
+    assert said.startswith("encoder: lora. base WER ")
+    assert kinds.index("note") < kinds.index("step")
+    stored = store.get("inputs/encoder.json")
+    resumed = run(resolved, store, corpus=corpus, threads=1)
+    assert resumed.hearing == json.loads(stored)
+    tensors = tensors_of(store.get(f"{resumed.checkpoint}/adapter/adapter_model.safetensors"))
+    assert any("audio_tower" in key for key in tensors)
+
+
+def test_a_test_set_that_cannot_be_scored_is_said_before_training(world, tmp_path):
+    folder = toy.data(tmp_path / "data")
+    path = folder / "speech/test.jsonl"
+    path.write_text(path.read_text().replace('"label": "low"', '"label": null', 1))
+    resolved, corpus = toy.resolved(world[0], folder)
+    result = run(resolved, FolderStore(tmp_path / "out"), corpus=corpus, threads=1)
+    assert (result.reason, result.steps) == ("invalid_data", 0)
+    assert "test utterance test-0 cannot be scored" in result.message
+
+
+def test_command_line(world, tmp_path, capsys):
+    resolved, _ = toy.resolved(*world)
+    spec = tmp_path / "job.json"
+    spec.write_text(resolved.spec.model_dump_json(by_alias=True, exclude_unset=True))
+    out = str(tmp_path / "out")
+    command = [str(spec), "--out", out, "--data-root", str(world[1])]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "speech   tone" in said
+    assert "checkpoints/9/adapter" in said
+    spec.write_text(spec.read_text().replace('"global_batch":8', '"global_bach":8'))
+    assert main(command) == 2
+    assert "did you mean 'global_batch'?" in capsys.readouterr().err

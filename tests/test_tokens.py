@@ -1,0 +1,145 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from toy import TINY
+from transformers import AutoProcessor
+
+from trainer.spec import Task
+from trainer.tokens import AUDIO, BaseError, LengthError, Tokens, family_of, locate_base, reference, render
+from trainer.utterance import Utterance
+
+ASK = "Which command is spoken?"
+TASK = Task(name="t", instruction={"en": ASK}, answer="label", labels=["yes", "no"])
+
+
+def row(**fields):
+    given = {"id": "u1", "task": "t", "language": "en", "split": "train", "label": "yes", **fields}
+    return Utterance(**given)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return Tokens(TINY)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(TINY)
+
+
+def chat(processor, content):
+    turn = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+
+
+def test_prompt_equals_the_chat_template_in_both_orders_and_views(processor):
+    clip, ask, said = {"type": "audio"}, {"type": "text", "text": ASK}, {"type": "text", "text": "turn it up\n"}
+    first = {"type": "text", "text": ASK + "\n"}
+    assert render(ASK, AUDIO, "audio_first") == chat(processor, [clip, ask])
+    assert render(ASK, AUDIO, "instruction_first") == chat(processor, [first, clip])
+    assert render(ASK, "turn it up", "audio_first") == chat(processor, [said, ask])
+    assert render(ASK, "turn it up", "instruction_first") == chat(processor, [first, said])
+    assert render(ASK, AUDIO) == render(ASK, AUDIO, "audio_first")
+
+
+@pytest.mark.parametrize("order", ["audio_first", "instruction_first"])
+@pytest.mark.parametrize("samples", [700, 1281, 16000, 15999, 48321, 192000])
+def test_ids_and_audio_tokens_equal_the_processors(tokens, processor, order, samples):
+    clip = np.zeros(samples, np.float32)
+    said = processor(text=[render(ASK, AUDIO, order)], audio=[clip], sampling_rate=16000, return_tensors="np")
+    ids = tokens.prompt_ids(ASK, tokens.audio_tokens(samples), order)
+    assert ids == tuple(said["input_ids"][0].tolist())
+
+
+def test_answer_is_the_text_and_the_end_token(tokens):
+    ids = tokens.answer_ids('{"intent": "alarm"}')
+    assert ids[-1] == tokens.tokenizer.id("<|im_end|>")
+    assert tokens.tokenizer.decode(ids) == '{"intent": "alarm"}'
+
+
+def test_count_of_a_dry_run_is_the_length_of_the_real_example(tokens):
+    speech = row(audio="a.wav", duration_s=1.234, text="hello there")
+    prompt, answer, audio = tokens.count(speech, TASK, "speech")
+    assert audio == tokens.audio_tokens(round(1.234 * 16000))
+    assert prompt == len(tokens.prompt_ids(ASK, audio))
+    assert answer == len(tokens.answer_ids("yes"))
+    assert tokens.count(speech, TASK, "text")[0] == len(tokens.tokenizer.ids(render(ASK, "hello there")))
+
+
+def test_nothing_is_truncated(tokens):
+    with pytest.raises(LengthError, match=r"u1: 12\.50 s of audio, the base hears at most 12 s"):
+        tokens.count(row(audio="a.wav", duration_s=12.5), TASK, "speech")
+    with pytest.raises(LengthError, match="too few"):
+        tokens.count(row(audio="a.wav", duration_s=0.01), TASK, "speech")
+    with pytest.raises(LengthError, match=f"u1: .* context window holds {tokens.max_positions}"):
+        tokens.count(row(text="word " * tokens.max_positions), TASK, "text")
+
+
+def test_messages_name_the_utterance_and_the_remedy(tokens):
+    with pytest.raises(ValueError, match=r"u1: the text holds the control token '<\|im_end\|>'; remove it"):
+        tokens.count(row(text="stop <|im_end|> here"), TASK, "text")
+    with pytest.raises(ValueError, match="u1: no transcript"):
+        tokens.count(row(audio="a.wav", duration_s=1.0), TASK, "text")
+    with pytest.raises(ValueError, match="u1: no duration_s"):
+        tokens.count(row(audio="a.wav"), TASK, "speech")
+    with pytest.raises(ValueError, match="u1: no label"):
+        tokens.count(row(text="hello", label=None), TASK, "text")
+
+
+def test_a_transcript_is_the_reference_of_a_text_answer_without_label():
+    task = Task(name="transcribe", instruction={"en": "Transcribe the speech."}, answer="text")
+    assert reference(row(text="hello", label=None), task) == "hello"
+    assert reference(row(text="hello", label="bonjour"), task) == "bonjour"
+
+
+def test_unknown_family_names_the_supported_ones(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "parrot"}')
+    with pytest.raises(BaseError, match="'parrot' is not supported; supported: qwen2_audio"):
+        family_of(tmp_path)
+    with pytest.raises(BaseError, match=r"no config\.json"):
+        family_of(tmp_path / "nothing")
+
+
+def test_base_is_a_folder_or_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert locate_base(str(TINY)) == TINY
+    with pytest.raises(BaseError, match="no such folder, and not a hub id"):
+        locate_base("./nowhere")
+    with pytest.raises(BaseError, match="neither a folder here nor available from the hub"):
+        locate_base("nobody/nothing-7b", "v1")
+
+
+def test_base_in_s3_is_fetched_once(tmp_path, monkeypatch):
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for key, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
+            "AWS_DEFAULT_REGION": "us-east-1", "ATTUNE_CACHE": str(tmp_path),
+        }.items():  # fmt: skip
+            monkeypatch.setenv(key, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="models")
+        for path in TINY.iterdir():
+            if path.suffix in (".json", ".jinja"):
+                client.put_object(Bucket="models", Key=f"bases/tiny/{path.name}", Body=path.read_bytes())
+        folder = locate_base("s3://models/bases/tiny")
+        assert Tokens(folder).prompt_ids(ASK, 3) == Tokens(TINY).prompt_ids(ASK, 3)
+        client.delete_object(Bucket="models", Key="bases/tiny/chat_template.jinja")
+        assert locate_base("s3://models/bases/tiny") == folder
+        with pytest.raises(BaseError, match="nothing is stored there"):
+            locate_base("s3://models/bases/other")
+    finally:
+        server.stop()
+
+
+def test_tokens_is_light():
+    heavy = "{'torch', 'transformers', 'peft', 'ray'} & set(sys.modules)"
+    code = f"import sys, trainer.tokens as t; t.Tokens({str(TINY)!r}); sys.exit(bool({heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=TINY.parent.parent, check=False).returncode == 0

@@ -1,0 +1,82 @@
+"""`python -m trainer SPEC.yaml --out DIR [--ranks N]`: one job or one study, without any service.
+
+Run again with the same folder, it goes on from the newest whole checkpoint. Exit codes: 0 done, 1 failed or
+stopped (the reason is printed and stored), 2 the spec cannot run as written.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.fields import SpecError, problem
+from trainer.ranks import Ranks, spawn
+from trainer.resolve import read_and_resolve
+from trainer.result import Result
+from trainer.spec import JobSpec
+from trainer.store import StoreError, open_store
+from trainer.study import StudySpec, load
+from trainer.terminal import one_rank
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and score one job or study.")
+    parser.add_argument("spec", type=Path, help="job or study, YAML or JSON")
+    parser.add_argument("--out", required=True, help="folder or s3://bucket/prefix for all that is left behind")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share each step (gloo)")
+    parser.add_argument("--data-root", action="append", default=[], help="folder of data sets (repeatable)")
+    options = parser.parse_args(arguments)
+    roots = [*options.data_root, ".", str(options.spec.parent)]
+    try:
+        spec = load(options.spec)
+        if isinstance(spec, StudySpec):
+            return _study(spec, options, roots)
+        if not isinstance(spec, JobSpec):
+            raise problem("suite", "running suites needs the service and is not built yet; run one of its jobs")
+        if options.ranks > 1:
+            read_and_resolve(spec, roots)  # a bad spec is said once, before processes start
+            spawn(one_rank, options.ranks, spec, options.out, roots)
+            result = newest_result(options.out)
+        else:
+            result = one_rank(Ranks(), spec, options.out, roots)
+    except (SpecError, StoreError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    _say(result, options.out)
+    return {"succeeded": 0}.get(result.outcome, 2 if result.reason == "invalid_spec" else 1)
+
+
+def newest_result(out: str) -> Result:
+    """`final.json`, else the result of the highest attempt."""
+    store = open_store(out)
+    if store.exists("final.json"):
+        return Result.model_validate_json(store.get("final.json"))
+    numbers = {int(k.split("/")[1]) for k in store.list("attempts/") if k.endswith("/result.json")}
+    return Result.model_validate_json(store.get(f"attempts/{max(numbers)}/result.json"))
+
+
+def _study(spec: StudySpec, options: argparse.Namespace, roots: Sequence[str]) -> int:
+    from trainer.run_study import StudyFailedError, run_study
+
+    if options.ranks > 1:
+        raise problem("ranks", "a study runs in one process; leave --ranks out", options.ranks)
+    try:
+        print(run_study(spec, options.out, roots).text)
+    except StudyFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _say(result: Result, out: str) -> None:
+    if result.outcome != "succeeded":
+        print(f"{result.name}: {result.reason} after {result.steps} of {result.planned_steps} steps: {result.message}")
+        return
+    for s in result.scores:
+        print(f"{s.modality:8} {s.task:16} {s.metric:16} {s.value:6.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]  n={s.n}")
+    print(f"adapter: {out}/{result.checkpoint}/adapter")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What is trained on top of a base: LoRA through PEFT, whole parts, or both; attached, saved, loaded, taken
+off.
+
+Stock PEFT layout, so that `PeftModel.from_pretrained(stock_model, folder)` gives the same logits anywhere.
+"""
+
+import json
+import math
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from trainer.fields import problem
+from trainer.rng import seed_of
+
+LM_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""What `targets: auto` stands for: every linear layer of a Qwen2 block."""
+ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+"""Linear layers of a Whisper-style encoder block."""
+
+PARTS = {"audio_tower": "encoder", "multi_modal_projector": "projector"}
+"""Module names that mark a part; everything else is the language model (`lm`)."""
+
+
+def part_of(name: str) -> str:
+    """`encoder`, `projector` or `lm`, from a parameter's name."""
+    return next((part for mark, part in PARTS.items() if mark in name), "lm")
+
+
+def attach(model: nn.Module, tuning, *, seed: int, name: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """Makes the parts that `tuning` names trainable and freezes the rest.
+
+    Returns the module to train (a PeftModel around `model` for LoRA, else `model` itself) and its trainable
+    parameters by name. `name`: the base as the user wrote it, stored in the adapter's config instead of a
+    path on this machine. LoRA matrices are drawn on the CPU from (seed, parameter name), hence the same on
+    every device and whatever the order of modules.
+    """
+    if tuning.encoder == "auto":
+        message = "'auto' must be settled by the hearing check before training; say frozen, lora or full"
+        raise problem("tuning.encoder", message, tuning.encoder)
+    if tuning.encoder == "lora" and tuning.method != "lora":
+        raise problem("tuning.encoder", f"'lora' goes with method: lora, not {tuning.method}", tuning.encoder)
+    model.requires_grad_(False)
+    if tuning.method == "lora":
+        with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            module = get_peft_model(model, _config(model, tuning))  # type: ignore[arg-type]
+        module.peft_config["default"].base_model_name_or_path = name
+    else:
+        module = model
+        whole = {p for p in ("encoder", "projector") if getattr(tuning, p) == "full"}
+        whole |= {"lm"} if tuning.method == "full" else {"projector"}
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(part_of(key) in whole)
+    trained = {}
+    for key, parameter in module.named_parameters():
+        if not parameter.requires_grad or "embed_positions" in key:  # sinusoids, fixed in the stock class too
+            parameter.requires_grad_(False)
+            continue
+        parameter.data = parameter.data.float()  # AdamW on bf16 weights would lose small updates
+        if "lora_A" in key:
+            bound = 1 / math.sqrt(parameter.shape[1])  # PEFT's own: Kaiming uniform with a = sqrt(5)
+            generator = torch.Generator().manual_seed(seed_of(seed, "lora", key))
+            parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+        trained[key] = parameter
+    return module, trained
+
+
+def _config(model: nn.Module, tuning) -> LoraConfig:
+    targets = LM_TARGETS if tuning.targets == "auto" else tuning.targets
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and part_of(n) == "lm"]
+    for target in targets:
+        if not any(n.split(".")[-1] == target for n in names):
+            known = sorted({n.split(".")[-1] for n in names})
+            message = f"the language model has no such layer; it has {', '.join(known)}"
+            raise problem("tuning.targets", message, target)
+    # A bare `q_proj` would also hit the audio tower, whose layers carry the same names.
+    pattern = rf".*language_model.*\.({'|'.join(targets)})"
+    if tuning.encoder == "lora":
+        pattern += rf"|.*audio_tower.*\.({'|'.join(ENCODER_TARGETS)})"
+    saved = [m for m, part in PARTS.items() if getattr(tuning, part) == "full"]
+    return LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,  # type: ignore[arg-type]
+        lora_dropout=tuning.dropout,
+        use_rslora=tuning.rslora,
+        target_modules=pattern,
+        modules_to_save=saved or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Takes a LoRA adapter off and returns the untouched base; PEFT's own `unload` would keep the trained
+    copies of whole parts."""
+    if not isinstance(model, PeftModel):
+        return model
+    for path, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.original_module)
+    base = model.unload()  # type: ignore[operator]
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base
+
+
+def adapter_files(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, bytes]:
+    """The trained state as {file name: bytes}: PEFT layout for LoRA; for `full` and `projector` the trained
+    tensors under the stock model's names."""
+    if not isinstance(module, PeftModel):
+        return {"model.safetensors": _bytes(trained)}
+    config = module.peft_config["default"]
+    was, config.inference_mode = config.inference_mode, True
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        written = json.loads((Path(folder) / "adapter_config.json").read_text())
+    config.inference_mode = was
+    return {
+        "adapter_config.json": (json.dumps(written, indent=2, sort_keys=True) + "\n").encode(),
+        "adapter_model.safetensors": _bytes(get_peft_model_state_dict(module, save_embedding_layers=False)),
+    }
+
+
+def _bytes(tensors) -> bytes:
+    return save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
+
+
+def load_adapter(module: nn.Module, trained: dict[str, nn.Parameter], files: dict[str, bytes]) -> None:
+    """Puts a saved trained state into a module that `attach` prepared in the same way."""
+    if isinstance(module, PeftModel):
+        set_peft_model_state_dict(module, load_tensors(files["adapter_model.safetensors"]))
+        return
+    with torch.no_grad():
+        for key, value in load_tensors(files["model.safetensors"]).items():
+            trained[key].copy_(value)

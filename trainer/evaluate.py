@@ -1,0 +1,138 @@
+"""Scoring: from a model and test utterances to prediction rows whose counts add up to every corpus metric."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from trainer import answers
+from trainer.decoding import generate
+from trainer.memory import out_of_memory
+from trainer.metrics import count
+from trainer.rng import permutation
+from trainer.spec import Decode, Evaluate, Task
+from trainer.tokens import DataError, reference
+from trainer.views import SPEECH, TEXT, Example, Recordings, example
+
+Row = dict[str, Any]
+CASCADE = "cascade"
+TRANSCRIBE = Task(name="transcribe", instruction={"en": "Transcribe the speech."}, answer="text")
+"""What the base is asked in a cascade, and in the hearing check."""
+BATCH_TOKENS = 8192
+"""Padded prompt and answer tokens of one batch of generation, beams counted."""
+
+
+def modalities(utterances: Sequence, evaluate: Evaluate) -> list[str]:
+    """What a test set is scored as: speech where all rows have a recording, text where all have a transcript
+    and it is the only way or the twin is wanted, the cascade on request."""
+    heard = all(u.audio for u in utterances)
+    read = all(u.text for u in utterances)
+    if not (heard or read):
+        missing = next(u.id for u in utterances if not u.audio)
+        raise DataError(f"test utterance {missing} has no recording, and not all rows have a transcript")
+    if evaluate.cascade and not heard:
+        raise DataError("evaluate.cascade needs recordings of all test utterances")
+    wanted = [(SPEECH, heard), (TEXT, read and (evaluate.text_twin or not heard)), (CASCADE, evaluate.cascade)]
+    return [name for name, wish in wanted if wish]
+
+
+def limited(utterances: Sequence, limit: int | None, seed: int = 0) -> list:
+    """The first `limit` utterances of one seeded order (of ids, hence whatever the manifest's order)."""
+    if limit is None or limit >= len(utterances):
+        return list(utterances)
+    by_id = sorted(utterances, key=lambda u: u.id)
+    return [by_id[i] for i in permutation(seed, "evaluate.limit", len(by_id))[:limit]]
+
+
+def predict(
+    model,
+    utterances: Sequence,
+    tasks: Mapping[str, Task],
+    modality: str,
+    decode: Decode,
+    recordings: Recordings,
+) -> list[Row]:
+    """Prediction rows in the order of `utterances`. `modality`: `speech`, `text` (transcripts) or `cascade`
+    (the base, adapters off, transcribes; its text is answered by the tuned model)."""
+    heard: list[str | None] = [None] * len(utterances)
+    view = SPEECH if modality == SPEECH else TEXT
+    if modality == CASCADE:
+        heard = list(transcribe(model, utterances, recordings))
+    asked = (
+        example(u, view, tasks[u.task], model.tokens, recordings, supervised=False, content=said)
+        for u, said in zip(utterances, heard, strict=True)
+    )
+    texts = answer(model, list(asked), decode)
+    return [
+        prediction(u, tasks[u.task], modality, text, said)
+        for u, text, said in zip(utterances, texts, heard, strict=True)
+    ]
+
+
+def transcribe(model, utterances: Sequence, recordings: Recordings, *, max_new_tokens: int = 128) -> list[str]:
+    """What the base itself hears, adapters off."""
+    asked = [example(u, SPEECH, TRANSCRIBE, model.tokens, recordings, supervised=False) for u in utterances]
+    with model.base_only():
+        return answer(model, asked, Decode(max_new_tokens=max_new_tokens))
+
+
+def answer(model, examples: Sequence[Example], decode: Decode) -> list[str]:
+    """Answer texts in the order of `examples`, generated in batches of alike length."""
+    texts = [""] * len(examples)
+    room = decode.max_new_tokens
+    for e in examples:
+        model.tokens.check_length(len(e.prompt), min(room, 1), name=e.name)
+    for indices in _batches([len(e.prompt) + room for e in examples], BATCH_TOKENS // decode.beams):
+        chosen = [examples[i] for i in indices]
+        for i, ids in zip(indices, _generate(model, chosen, decode), strict=True):
+            texts[i] = model.tokens.tokenizer.decode(ids)
+    return texts
+
+
+def _generate(model, examples: Sequence[Example], decode: Decode) -> list[list[int]]:
+    """`generate`, with a batch that does not fit into the memory cut in two."""
+    try:
+        return generate(model, examples, beams=decode.beams, max_new_tokens=decode.max_new_tokens)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not out_of_memory(error) or len(examples) == 1:
+            raise
+    half = len(examples) // 2
+    return _generate(model, examples[:half], decode) + _generate(model, examples[half:], decode)
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in order of length, cut where another would exceed `budget` padded tokens."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[i] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def prediction(utterance, task: Task, modality: str, text: str, heard: str | None = None) -> Row:
+    """One row of predictions.jsonl (decisions, section 8); `heard`: the transcript that a cascade
+    answered."""
+    label = reference(utterance, task)
+    parsed, valid = answers.parse(text, task)
+    row = {
+        "utterance": utterance.id,
+        "task": task.name,
+        "language": utterance.language,
+        "speaker": utterance.speaker,
+        "modality": modality,
+        "reference": label,
+        "text": text,
+        "parsed": parsed,
+        "valid": valid,
+        "counts": count(label, parsed if valid else None, task),
+    }
+    return row if heard is None else {**row, "heard": heard}
+
+
+def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows per task, in order of first appearance: metrics of different tasks do not mix."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["task"], []).append(row)
+    return found

@@ -1,0 +1,278 @@
+"""The one optimisation loop. Executes stages as data and knows no paper.
+ Step t of a stage: its presentations from the plan → examples → micro-batches → gradients of the summed loss
+→ one reduction over ranks → divided by the step's supervised tokens → clipped → AdamW. How a step is cut into
+micro-batches or spread over ranks changes its result by rounding only.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer import checkpoint as checkpoints
+from trainer.batch import assign, collate
+from trainer.checkpoint import Checkpoint
+from trainer.fields import problem
+from trainer.memory import out_of_memory
+from trainer.objectives import objective_loss
+from trainer.plan import StagePlan
+from trainer.ranks import Ranks
+from trainer.rng import seed_of
+from trainer.schedule import lr_scale
+from trainer.stage import Stage, shares
+from trainer.store import Store
+from trainer.views import Example
+
+ACTIONS = ("continue", "checkpoint_and_exit", "abort")
+Event = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """How the loop ended."""
+
+    step: int
+    """Finished steps over all stages."""
+    reason: str | None
+    """None: all stages done; else `yielded`, `user`, `diverged` or `out_of_memory`."""
+    message: str
+    """In words; empty where all went well."""
+    logs: list[str]
+    """Keys of the log segments that lead here."""
+
+
+@dataclass
+class Trial:
+    """One rank's share of a step's gradients has been computed (or memory ran out)."""
+
+    tokens: int = 0
+    loss: float = 0.0
+    out_of_memory: bool = False
+    data_seconds: float = 0.0
+
+
+class Loop:
+    """All that a run of the stages needs; `run` executes them."""
+
+    def __init__(
+        self,
+        model,
+        stages: Sequence[Stage],
+        plans: Sequence[StagePlan],
+        examples: Callable[[Stage, str, int, int], Example],
+        *,
+        global_batch: int,
+        seed: int,
+        budget: int,
+        checkpoint_every: int,
+        store: Store | None = None,
+        attempt: int = 1,
+        sink: Callable[[Event], None] = lambda event: None,
+        control: Callable[[], str] = lambda: "continue",
+        ranks: Ranks | None = None,
+    ):
+        self.model, self.stages, self.plans, self.examples = model, stages, plans, examples
+        self.global_batch, self.seed, self.budget = global_batch, seed, budget
+        self.checkpoint_every, self.store, self.attempt = checkpoint_every, store, attempt
+        self.sink, self.control, self.ranks = sink, control, ranks or Ranks()
+        self.parameters = list(model.trained.values())
+        parts: dict[str, list] = {}
+        for name, parameter in model.trained.items():
+            parts.setdefault(model.part_of(name), []).append(parameter)
+        # foreach=False: one parameter after the other, so that the bits do not depend on how tensors are
+        # grouped.
+        self.optimizer = torch.optim.AdamW([{"params": p, "part": k} for k, p in parts.items()], foreach=False)
+        self.step = 0
+        self.action = "continue"
+        self.logs: list[str] = []
+        self._unsaved: list[Event] = []
+        self._saved_at = 0
+
+    def resume(self, found: Checkpoint) -> None:
+        """Continue from a checkpoint: the same bits as if nothing had happened."""
+        self.model.load_files(found.adapter)
+        checkpoints.load_optimizer(self.optimizer, self.model.trained, found.optimizer)
+        self.step = self._saved_at = found.step
+        self.budget, self.logs = found.budget, list(found.logs)
+
+    def run(self) -> Outcome:
+        """Executes what is left of the stages."""
+        first = 0
+        for stage, plan in zip(self.stages, self.plans, strict=True):
+            if self.step < first + stage.steps:
+                outcome = self._run_stage(stage, plan, first)
+                if outcome is not None:
+                    return outcome
+            first += stage.steps
+        self._save()
+        return Outcome(self.step, None, "", self.logs)
+
+    def _run_stage(self, stage: Stage, plan: StagePlan, first: int) -> Outcome | None:
+        groups = self.model.set_trainable(stage.trainable)
+        self.open = [self.model.trained[name] for names in groups.values() for name in names]
+        if not self.open:
+            message = f"stage {stage.name} has nothing to train: what it opens is frozen by tuning"
+            raise problem("tuning", message, ", ".join(k for k, v in stage.trainable if v) or None)
+        if stage.reset_optimizer and self.step == first:
+            self.optimizer.state.clear()
+        o = stage.optimizer
+        for group in self.optimizer.param_groups:
+            group.update(betas=(o.beta1, o.beta2), eps=o.epsilon, weight_decay=o.weight_decay)
+        requested = {s: shares(curve, stage.steps) for s, curve in stage.mix.items()}
+        self.model.train()
+        while self.step < first + stage.steps:
+            t = self.step - first
+            began = time.perf_counter()
+            presented = plan.step(t, self.global_batch)
+            self.action = "continue"
+            trial, reduced, action = self._gradients(stage, plan, presented)
+            if reduced is None:
+                return self._stop("out_of_memory", "one example alone does not fit into the memory; use a smaller "
+                                  "base, shorter recordings, or a device with more memory")  # fmt: skip
+            tokens, loss = int(reduced[0]), float(reduced[1])
+            norm = self._gradient_norm(tokens)
+            if not (np.isfinite(loss) and np.isfinite(norm)):
+                return self._stop("diverged", f"step {self.step + 1}: loss {loss / tokens:g}, gradient norm {norm:g};"
+                                  " the weights are those of the step before. Lower optimizer.peak_lr")  # fmt: skip
+            rate = self._update(stage, t, norm)
+            self.step += 1
+            shown = Counter(plan.source[presented].tolist())
+            self._report({
+                "kind": "step", "stage": stage.name, "step": self.step, "loss": loss / tokens, "lr": rate,
+                "grad_norm": norm, "tokens": tokens,
+                "examples": {s: shown[n] for n, s in enumerate(stage.sources)},
+                "requested_mix": {s: float(requested[s][t]) for s in stage.sources},
+                "realised_mix": {s: shown[n] / self.global_batch for n, s in enumerate(stage.sources)},
+                "seconds": time.perf_counter() - began, "data_wait": trial.data_seconds,
+            }, reduced[-self.global_batch :].tolist())  # fmt: skip
+            if action == "abort":
+                return self._stop("user", "aborted on request")
+            if action == "checkpoint_and_exit":
+                self._save()
+                return self._stop("yielded", "checkpoint written on request; the next attempt goes on from it")
+            if self.step % self.checkpoint_every == 0:
+                self._save()
+        return None
+
+    def _gradients(self, stage: Stage, plan: StagePlan, presented: slice):
+        """Summed gradients of the step on every rank, repeated with smaller micro-batches while memory is
+        short.
+
+        Returns the last trial, the reduced figures [tokens, loss, row losses…] (None: out of memory for good)
+        and the strongest action that any rank was told.
+        """
+        while True:
+            rows = torch.zeros(self.global_batch)
+            trial, smallest = self._try(stage, plan, presented, rows)
+            action = [float(self.action == a) for a in ACTIONS]
+            figures = torch.tensor([float(trial.out_of_memory), float(smallest), *action, trial.tokens, trial.loss])
+            width = sum(p.numel() for p in self.open)
+            if self.ranks.world_size > 1:
+                flat = torch.cat([p.grad.reshape(-1).float().cpu() for p in self.open] + [figures, rows])
+                flat = self.ranks.sum(flat)
+                self._put_gradients(flat[:width])
+                figures, rows = flat[width : width + len(figures)], flat[width + len(figures) :]
+            told = [a for a, n in zip(ACTIONS, figures[2:5].tolist(), strict=True) if n]
+            if not figures[0]:
+                return trial, torch.cat([figures[5:].double(), rows.double()]), told[-1]
+            if figures[1]:
+                return trial, None, told[-1]
+            self.budget //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.sink({"kind": "note", "level": "warning", "step": self.step, "message": "out of memory: step "
+                       f"{self.step + 1} is repeated with micro-batches of {self.budget} tokens"})  # fmt: skip
+
+    def _try(self, stage: Stage, plan: StagePlan, presented: slice, rows: torch.Tensor) -> tuple[Trial, bool]:
+        """This rank's gradients into `.grad` (zeros where none). The flag: memory ran out on a single
+        example."""
+        action = self.control()
+        if action not in ACTIONS:
+            raise ValueError(f"control said {action!r}; it may say {', '.join(ACTIONS)}")
+        self.action = max(self.action, action, key=ACTIONS.index)  # a repeated step forgets no order
+        for parameter in self.parameters:
+            parameter.grad = None
+        trial, single = Trial(), False
+        began = time.perf_counter()
+        chosen = [
+            self.examples(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]))
+            for i in range(presented.start, presented.stop)
+        ]
+        trial.data_seconds = time.perf_counter() - began
+        lengths = [len(e) for e in chosen]
+        for indices in assign(lengths, self.budget, self.ranks.world_size)[self.ranks.rank]:
+            single = len(indices) == 1
+            try:
+                tokens, loss, row_losses = self._backward(stage, [chosen[i] for i in indices], indices[0])
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                trial.out_of_memory = True
+                break
+            trial.tokens += tokens
+            trial.loss += loss
+            rows[indices] = row_losses
+        for parameter in self.open:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return trial, trial.out_of_memory and single
+
+    def _backward(self, stage: Stage, examples: list[Example], first: int) -> tuple[int, float, torch.Tensor]:
+        tokens = self.model.tokens
+        batch = collate(examples, pad=tokens.end, audio_id=tokens.audio_id, device=self.model.device)
+        torch.manual_seed(seed_of(self.seed, "dropout", self.step, first))
+        loss = objective_loss(stage.objective, self.model, batch)
+        loss.total.backward()
+        return len(batch.targets), float(loss.total.detach()), loss.rows.cpu()
+
+    def _put_gradients(self, flat: torch.Tensor) -> None:
+        at = 0
+        for p in self.open:
+            p.grad = flat[at : at + p.numel()].view_as(p).to(p.device)
+            at += p.numel()
+
+    def _gradient_norm(self, tokens: int) -> float:
+        """Makes the gradients those of the mean over supervised tokens; returns their global L2 norm."""
+        norms = []
+        for p in self.open:
+            p.grad.div_(tokens)
+            norms.append(torch.linalg.vector_norm(p.grad))
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+    def _update(self, stage: Stage, t: int, norm: float) -> float:
+        """Clips and steps; returns the language model's learning rate."""
+        if norm > stage.optimizer.clip_norm:
+            for p in self.open:
+                p.grad.mul_(stage.optimizer.clip_norm / norm)
+        rate = stage.optimizer.peak_lr * lr_scale(t, stage.steps, stage.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.model.lr_scales[group["part"]]
+        self.optimizer.step()
+        return rate
+
+    def _report(self, event: Event, row_losses: list[float]) -> None:
+        self.sink(event)
+        # Kept with the log, not sent: which labels the model finds hard to believe, in the plan's order.
+        self._unsaved.append({**event, "row_losses": [round(x, 5) for x in row_losses]})
+
+    def _save(self) -> None:
+        if self.store is None or self.step == self._saved_at:
+            return
+        if self.ranks.rank == 0:
+            found = Checkpoint(
+                self.step,
+                self.model.files(),
+                checkpoints.optimizer_bytes(self.optimizer, self.model.trained),
+                self.budget,
+                self.logs,
+            )
+            prefix = checkpoints.write(self.store, self.attempt, found, self._unsaved, self._saved_at)
+            self.sink({"kind": "checkpoint", "step": self.step, "prefix": prefix})
+        self._unsaved, self._saved_at = [], self.step
+
+    def _stop(self, reason: str, message: str) -> Outcome:
+        return Outcome(self.step, reason, message, self.logs)

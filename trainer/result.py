@@ -1,0 +1,199 @@
+"""What a run leaves behind: the numbers, how sure they are, and everything needed to say how they came
+about."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from trainer.compare import interval
+from trainer.metrics import default_metrics, score
+from trainer.plan import SPEECH, StagePlan
+from trainer.resolve import Resolved
+from trainer.stage import shares
+
+Reason = Literal[
+    "invalid_data", "invalid_spec", "out_of_memory", "diverged", "infrastructure", "yielded", "timeout", "user"
+]
+
+
+class Record(BaseModel):
+    """Results are read by later versions: unknown fields are kept out of the way, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class Score(Record):
+    """One metric of one task in one modality."""
+
+    task: str
+    modality: str
+    """`speech`, `text` (the transcripts of the same utterances) or `cascade`."""
+    metric: str
+    value: float
+    """A fraction; WER and CER may exceed 1."""
+    ci_low: float
+    ci_high: float
+    """95 % interval over speakers (utterances where unknown); see `method`."""
+    n: int
+    """Utterances."""
+    method: str
+
+
+class Shown(Record):
+    """What was really presented from one source of one stage."""
+
+    stage: str
+    source: str
+    presentations: int
+    rows: int
+    """Different rows presented at least once."""
+    exposures_mean: float
+    """Presentations per usable row of the source."""
+    exposures_max: int
+    requested_share: float
+    realised_share: float
+    audio_seconds: float
+    """Seconds of recordings presented, repeats counted; 0 for text."""
+
+
+class Gradients(Record):
+    """Global gradient norm before clipping, over the steps."""
+
+    mean: float
+    median: float
+    p95: float
+    max: float
+    clipped_share: float
+
+
+class Lineage(Record):
+    """Where a result came from."""
+
+    spec_hash: str
+    data: dict[str, str]
+    """Fingerprint per source, and of the test rows (`test`)."""
+    plans: dict[str, str]
+    """sha256 of the plan per stage."""
+    base: str
+    base_revision: str | None
+    base_checksum: str | None
+    code: str | None
+    """Revision of the code where it runs from a git checkout; `-dirty` with uncommitted changes."""
+    versions: dict[str, str]
+    seed: int
+    hardware: str
+    device: str
+    precision: str
+    threads: int
+    world_size: int
+
+
+class Result(Record):
+    """`attempts/<no>/result.json`, and `final.json` once all is done."""
+
+    result_version: Literal[1] = 1
+    name: str
+    outcome: Literal["succeeded", "failed", "yielded"]
+    reason: Reason | None = None
+    message: str = ""
+    attempt: int
+    attempts: list[int]
+    """All attempts so far."""
+    steps: int
+    """Finished steps."""
+    planned_steps: int
+    metric: str | None = None
+    """Name of the main metric."""
+    scores: list[Score] = []
+    shown: list[Shown] = []
+    tokens: int = 0
+    """Supervised tokens over all steps."""
+    final_loss: float | None = None
+    """Mean training loss per supervised token over the last tenth of the steps."""
+    gradients: Gradients | None = None
+    training_seconds: float = 0.0
+    """Sum over steps of all attempts that count."""
+    wall_seconds: float = 0.0
+    """Of this attempt, loading and evaluation included."""
+    lineage: Lineage | None = None
+    hearing: dict[str, Any] | None = None
+    """Where `tuning.encoder` was `auto`: the hearing check, what the encoder became and why."""
+    checkpoint: str | None = None
+    """Prefix of the last checkpoint; its `adapter/` is the trained adapter."""
+    log_tail: list[dict[str, Any]] = []
+    """The last 50 events; on failure also the traceback."""
+
+
+def main_metric(resolved: Resolved) -> str:
+    """The metric that the spec names, else the first of the test's first task."""
+    spec = resolved.spec
+    if spec.evaluate.metric != "auto":
+        return spec.evaluate.metric
+    task: Any = (spec.tasks or [None])[0]
+    return (task.metrics or default_metrics(task))[0] if task else "accuracy"
+
+
+def scores(task: str, modality: str, rows: Sequence[dict[str, Any]]) -> list[Score]:
+    """Every metric of prediction rows of one task and modality, with intervals where there are two rows."""
+    out = []
+    for metric, value in score(rows).items():
+        if len(rows) > 1:
+            i = interval([rows], metric)
+            low, high, method = i.ci_low, i.ci_high, i.method
+        else:
+            low = high = value
+            method = "one utterance: no interval"
+        out.append(
+            Score(
+                task=task, modality=modality, metric=metric, value=value, ci_low=low, ci_high=high, n=len(rows),
+                method=method,
+            )
+        )  # fmt: skip
+    return out
+
+
+def shown(resolved: Resolved, plans: Sequence[StagePlan], rows: dict[str, list], steps: int) -> list[Shown]:
+    """What the first `steps` steps of the plans present, per stage and source."""
+    out, batch, first = [], resolved.spec.global_batch, 0
+    for stage, plan in zip(resolved.stages, plans, strict=True):
+        done = max(0, min(stage.steps, steps - first)) * batch
+        first += stage.steps
+        mix: Any = stage.mix
+        for n, name in enumerate(stage.sources):
+            if not done:
+                continue
+            at = np.flatnonzero(plan.source[:done] == n)
+            times = np.bincount(plan.row[at], minlength=len(rows[name]))
+            spoken = plan.view[at] == SPEECH
+            lengths = np.array([u.duration_s or 0.0 for u in rows[name]])
+            out.append(
+                Shown(
+                    stage=stage.name, source=name, presentations=len(at), rows=int((times > 0).sum()),
+                    exposures_mean=len(at) / len(rows[name]), exposures_max=int(times.max(initial=0)),
+                    requested_share=float(shares(mix[name], stage.steps)[: done // batch].mean()),
+                    realised_share=len(at) / done,
+                    audio_seconds=float(lengths[plan.row[at][spoken]].sum()),
+                )
+            )  # fmt: skip
+    return out
+
+
+def gradients(norms: Sequence[float], clipped: int) -> Gradients | None:
+    """Statistics of the steps' gradient norms, of which `clipped` were scaled down."""
+    if not len(norms):
+        return None
+    x = np.asarray(norms, dtype=float)
+    return Gradients(
+        mean=float(x.mean()), median=float(np.median(x)), p95=float(np.quantile(x, 0.95)), max=float(x.max()),
+        clipped_share=clipped / len(x),
+    )  # fmt: skip
+
+
+def final_loss(events: Iterable[dict[str, Any]]) -> float | None:
+    """Mean loss per supervised token over the last tenth of the steps (at least one)."""
+    steps = list(events)
+    tail = steps[-max(1, len(steps) // 10) :] if steps else []
+    tokens = sum(e["tokens"] for e in tail)
+    return sum(e["loss"] * e["tokens"] for e in tail) / tokens if tokens else None

@@ -1,0 +1,307 @@
+"""One job, from its resolved spec to its result: plan → data → model → loop → evaluate.
+ Knows no database, queue or HTTP: files in, files out. What it leaves in the store is complete by itself, and
+a later call on the same store goes on from the newest whole checkpoint.
+"""
+
+import json
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import checkpoint, hearing, lineage, result
+from trainer.corpus import Corpus, read_corpus
+from trainer.evaluate import Row, by_task, limited, modalities, predict
+from trainer.families import load as load_model
+from trainer.features import FeatureCache
+from trainer.fields import SpecError, problem
+from trainer.loop import Event, Loop, Outcome
+from trainer.manifest import ManifestError
+from trainer.metrics import count
+from trainer.plan import StagePlan, plan_stage
+from trainer.ranks import Ranks
+from trainer.resolve import Resolved
+from trainer.result import Lineage, Result
+from trainer.store import Store
+from trainer.tokens import BaseError, DataError, locate_base, reference
+from trainer.views import Recordings, training_example
+
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
+
+
+def run(
+    resolved: Resolved,
+    store: Store,
+    sink: Callable[[Event], None] = lambda event: None,
+    control: Callable[[], str] = lambda: "continue",
+    *,
+    corpus: Corpus | None = None,
+    roots: Sequence[Path | str] = (".",),
+    model=None,
+    cache: FeatureCache | None = None,
+    ranks: Ranks | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Result:
+    """Trains and scores one job; returns its Result, which is also in the store (`final.json` once
+    succeeded).
+
+    `sink` gets every event, `control` says `continue`, `checkpoint_and_exit` or `abort` before every step.
+    `model`: a loaded base to use again; it is given back without the adapter. `cache`: encoder states shared
+    between jobs of one process. A failure that the user can do something about is a Result with a reason; an
+    unexpected one is written as a result too, and raised.
+    """
+    _same_job(resolved, store)
+    if store.exists("final.json"):
+        return Result.model_validate_json(store.get("final.json"))
+    job = _Job(resolved, store, sink, ranks or Ranks(), corpus, roots, device, threads)
+    lent = model
+    try:
+        plans = job.plans()
+        model = job.model(lent, cache)
+        outcome = job.train(model, plans, control)
+        if outcome.reason is None:
+            job.evaluate(model)
+        return job.finish(outcome, plans, model)
+    except (SpecError, BaseError) as error:
+        return job.fail("invalid_spec", error)
+    except (ManifestError, DataError) as error:
+        return job.fail("invalid_data", error)
+    except Exception as error:
+        job.fail("infrastructure", error)
+        raise
+    finally:
+        if lent is not None and lent.trained:
+            lent.detach()
+
+
+def _same_job(resolved: Resolved, store: Store) -> None:
+    """SpecError where the store holds another job: its checkpoints would be taken for this one's."""
+    if store.exists("spec.json"):
+        stored = Resolved.model_validate_json(store.get("spec.json"))
+        if stored.hash != resolved.hash:
+            raise problem("out", f"{store.uri} holds the job {stored.spec.name!r} of another spec; use a new folder")
+
+
+class _Job:
+    """The steps of `run`, and what they share."""
+
+    def __init__(self, resolved, store, sink, ranks, corpus, roots, device, threads):
+        self.resolved, self.store, self.ranks = resolved, store, ranks
+        self.spec = resolved.spec
+        self.began = time.perf_counter()
+        self.tail: deque[Event] = deque(maxlen=50)
+        self._sink, self._corpus, self.roots = sink, corpus, roots
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.threads = threads or int(os.environ.get("ATTUNE_THREADS", 0))
+        self.threads = self.threads or max(1, lineage.cores() // ranks.world_size)
+        # Sums over threads depend on their number, so it is set here and not left to the environment.
+        torch.set_num_threads(self.threads)
+        self.attempt = ranks.from_first(max(checkpoint.attempts(store), default=0) + 1)
+        self.rows: list[Row] = []
+        self.lineage: Lineage | None = None
+        self.hearing: dict[str, Any] | None = None
+        self.step = 0
+
+    def tell(self, event: Event) -> None:
+        if self.ranks.rank == 0:
+            self.tail.append(event)
+            self._sink(event)
+
+    def put(self, key: str, data: str | bytes) -> None:
+        if self.ranks.rank == 0:
+            self.store.put(key, data.encode() if isinstance(data, str) else data)
+
+    # ---- plan, data
+
+    def plans(self) -> list[StagePlan]:
+        """The stages' plans: as stored by an earlier attempt, else made now and stored."""
+        self.tell({"kind": "state", "state": "loading", "attempt": self.attempt})
+        if not self.store.exists("spec.json"):
+            self.put("spec.json", self.resolved.model_dump_json(by_alias=True, indent=1) + "\n")
+        self.corpus = self._corpus or read_corpus(self.spec, self.roots)
+        for name, pin in self.resolved.sources.items():
+            if self.corpus.sources[name].sha256 != pin.sha256:
+                raise DataError(f"data.{name}: {pin.ref} has changed since the job was resolved; submit it again")
+        self._check_test()
+        plans = []
+        for n, stage in enumerate(self.resolved.stages):
+            key = f"plan/{stage.name}.npz"
+            if not self.store.exists(key):
+                self.put(key, plan_stage(self.resolved, n).save())
+            self.ranks.gather(None)  # wait until rank 0 has written it
+            plans.append(StagePlan.load(self.store.get(key)))
+        return plans
+
+    def _check_test(self) -> None:
+        """Every test row can be scored: said before training, not after it."""
+        self.tasks = {task.name: task for task in self.spec.tasks or [] if not isinstance(task, str)}
+        assert self.corpus.test is not None, "resolve() refuses a job without a test set"
+        self.utterances = limited(self.corpus.test.rows, self.spec.evaluate.limit)
+        self.modalities = modalities(self.utterances, self.spec.evaluate)
+        for utterance in self.utterances:
+            try:
+                count(reference(utterance, self.tasks[utterance.task]), None, self.tasks[utterance.task])
+            except ValueError as error:
+                raise DataError(f"test utterance {utterance.id} cannot be scored: {error}") from error
+
+    # ---- model
+
+    def model(self, lent, cache: FeatureCache | None):
+        """The base with this job's trainable parts on it."""
+        spec = self.spec
+        bf16 = spec.precision == "bf16" or (spec.precision == "auto" and self.device != "cpu")
+        self.precision = "bf16" if bf16 else "fp32"
+        if lent is None:
+            revision = self.resolved.base_revision
+            folder = locate_base(spec.base, None if (revision or "").startswith("files:") else revision)
+            dtype = torch.bfloat16 if bf16 else torch.float32
+            lent = load_model(folder, device=self.device, dtype=dtype, name=spec.base, cache=cache)
+        elif cache is not None:
+            lent.cache = cache
+        self.recordings = Recordings(lent.tokens.shape.sampling_rate, trim_silence=spec.data.trim_silence == "on")
+        tuning = spec.tuning
+        if tuning.encoder == "auto":
+            tuning = tuning.model_copy(update={"encoder": self._encoder(lent)})
+        lent.attach(tuning, seed=spec.seed)
+        return lent
+
+    def _encoder(self, model) -> str:
+        """What `encoder: auto` becomes: by the hearing check on recordings of the training side, once for all
+        attempts, said and stored before any training."""
+        key = "inputs/encoder.json"
+        if self.ranks.rank == 0 and not self.store.exists(key):
+            # Real recordings even where no stage shows them: they are what the job is for.
+            heard = [self.corpus.sources[n].rows for n in ("speech", "synthetic") if n in self.corpus.sources]
+            spoken = next((u for rows in heard for u in rows if u.audio), None)
+            if spoken is None:
+                found = {"encoder": "frozen", "verdict": "no recordings to train on, so the encoder stays frozen"}
+            else:
+                found = asdict(hearing.check(model, heard[0], self.tasks[spoken.task], recordings=self.recordings))
+            self.put(key, json.dumps(found, indent=1) + "\n")
+        self.ranks.gather(None)
+        self.hearing = settled = json.loads(self.store.get(key))
+        self.tell({"kind": "note", "level": "info", "message": "encoder: {encoder}. {verdict}".format(**settled)})
+        return settled["encoder"]
+
+    # ---- loop
+
+    def train(self, model, plans: list[StagePlan], control: Callable[[], str]) -> Outcome:
+        """Executes what is left of the stages."""
+        spec = self.spec
+        self.lineage = self._lineage(model, plans)
+        rows = {name: source.rows for name, source in self.corpus.sources.items()}
+        budget = spec.micro_batch_tokens
+
+        def examples(stage, source: str, row: int, view: int):
+            return training_example(rows[source][row], view, stage.view, self.tasks, model.tokens, self.recordings)
+
+        loop = Loop(
+            model, self.resolved.stages, plans, examples,
+            global_batch=spec.global_batch, seed=spec.seed, checkpoint_every=spec.checkpoint_every,
+            budget=budget if isinstance(budget, int) else MICRO_BATCH_TOKENS[torch.device(self.device).type],
+            store=self.store, attempt=self.attempt, sink=self.tell, control=control, ranks=self.ranks,
+        )  # fmt: skip
+        found = checkpoint.newest(self.store, self.tell)
+        if found is not None:
+            loop.resume(found)
+            self.tell({"kind": "note", "level": "info", "message": f"resumed after step {found.step}"})
+        self.tell({"kind": "state", "state": "training", "step": loop.step, "steps": self.resolved.steps})
+        try:
+            return loop.run()
+        finally:
+            self.step = loop.step
+
+    # ---- evaluate
+
+    def evaluate(self, model) -> None:
+        """Scores the test rows in every modality that the spec asks for; predictions go to the store."""
+        self.tell({"kind": "state", "state": "evaluating"})
+        for modality in self.modalities:
+            mine = self.utterances[self.ranks.rank :: self.ranks.world_size]
+            rows = predict(model, mine, self.tasks, modality, self.spec.evaluate.decode, self.recordings)
+            found = {row["utterance"]: row for part in self.ranks.gather(rows) for row in part}
+            ordered = [found[u.id] for u in self.utterances]
+            self.rows += ordered
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered)
+            self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", lines)
+            self.tell({"kind": "predicted", "modality": modality, "utterances": len(ordered)})
+
+    # ---- result
+
+    def finish(self, outcome: Outcome, plans: list[StagePlan], model) -> Result:
+        """The result of a run that came to its end, whichever."""
+        done = outcome.reason is None
+        events = [e for e in checkpoint.read_log(self.store, outcome.logs) if e["kind"] == "step"]
+        clip = {stage.name: stage.optimizer.clip_norm for stage in self.resolved.stages}
+        scores = []
+        for modality in dict.fromkeys(row["modality"] for row in self.rows):
+            for task, rows in by_task(r for r in self.rows if r["modality"] == modality).items():
+                scores += result.scores(task, modality, rows)
+        made = self._result(
+            outcome="succeeded" if done else "yielded" if outcome.reason == "yielded" else "failed",
+            reason=outcome.reason,
+            message=outcome.message,
+            scores=scores,
+            shown=result.shown(self.resolved, plans, {k: v.rows for k, v in self.corpus.sources.items()}, outcome.step),
+            tokens=sum(e["tokens"] for e in events),
+            final_loss=result.final_loss(events),
+            gradients=result.gradients(
+                [e["grad_norm"] for e in events], sum(e["grad_norm"] > clip[e["stage"]] for e in events)
+            ),
+            training_seconds=sum(e["seconds"] for e in events),
+            checkpoint=checkpoint.furthest(self.store),
+        )
+        if done:
+            self.put("final.json", made.model_dump_json(indent=1) + "\n")
+        return made
+
+    def fail(self, reason: str, error: Exception) -> Result:
+        """The result of a run that an error ended."""
+        self.tell({"kind": "error", "reason": reason, "message": str(error), "traceback": traceback.format_exc()})
+        return self._result(
+            outcome="failed", reason=reason, message=str(error), checkpoint=checkpoint.furthest(self.store)
+        )
+
+    def _result(self, **fields: Any) -> Result:
+        made = Result(
+            name=self.spec.name,
+            attempt=self.attempt,
+            attempts=sorted({*checkpoint.attempts(self.store), self.attempt}),
+            steps=self.step,
+            planned_steps=self.resolved.steps,
+            metric=result.main_metric(self.resolved),
+            wall_seconds=time.perf_counter() - self.began,
+            lineage=self.lineage,
+            hearing=self.hearing,
+            log_tail=list(self.tail),
+            **fields,
+        )
+        self.put(f"attempts/{self.attempt}/result.json", made.model_dump_json(indent=1) + "\n")
+        return made
+
+    def _lineage(self, model, plans: list[StagePlan]) -> Lineage:
+        gpu = torch.cuda.get_device_name() if self.device != "cpu" else None
+        return Lineage(
+            spec_hash=self.resolved.hash,
+            data={**{k: pin.sha256 for k, pin in self.resolved.sources.items()}, "test": self.resolved.test.sha256},
+            plans={s.name: p.sha256 for s, p in zip(self.resolved.stages, plans, strict=True)},
+            base=self.spec.base,
+            base_revision=self.resolved.base_revision,
+            base_checksum=model.checksum,
+            code=lineage.code_revision(),
+            versions=lineage.versions(),
+            seed=self.spec.seed,
+            hardware=lineage.processor() + (f"; {gpu}" if gpu else ""),
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            world_size=self.ranks.world_size,
+        )

@@ -1,0 +1,30 @@
+"""Learning rate over a stage, as a share of the peak."""
+
+import math
+
+from trainer.stage import Optimizer
+
+
+def lr_scale(step: int, steps: int, optimizer: Optimizer) -> float:
+    """Share of the peak rate at `step` (0 … steps - 1) of a stage.
+
+    The warm-up rises linearly and reaches the peak at its last step. After it, `cosine` and `linear` fall
+    towards `final_lr_ratio`, which they would reach one step after the last (so no step is spent at a rate of
+    zero); `wsd` (warm-up, stable, decay: arXiv 2405.18392) holds the peak and falls linearly over the last
+    `decay_ratio` of the steps; `constant` holds the peak.
+    """
+    warmup = math.ceil(steps * optimizer.warmup_ratio - 1e-9)
+    if step < warmup:
+        return (step + 1) / warmup
+    fall = steps - warmup
+    if optimizer.schedule == "wsd":
+        fall = min(fall, math.ceil(steps * optimizer.decay_ratio - 1e-9))
+    progress = max(0.0, (step - (steps - fall)) / fall) if fall else 0.0
+    match optimizer.schedule:
+        case "constant":
+            left = 1.0
+        case "linear" | "wsd":
+            left = 1 - progress
+        case "cosine":
+            left = (1 + math.cos(math.pi * progress)) / 2
+    return optimizer.final_lr_ratio + (1 - optimizer.final_lr_ratio) * left
