@@ -208,7 +208,8 @@ def _import_command(sub: argparse.ArgumentParser) -> None:
 
 def _import(args: argparse.Namespace) -> int:
     columns = {role: None if given == "-" else given for role in ROLES if (given := getattr(args, role))}
-    names = ["language", "task", "instruction", "answer", "audio_root", "speaker_pattern", "encoding", "sheet", "seed", "link"]
+    names = ("language", "task", "instruction", "answer", "audio_root")
+    names += ("speaker_pattern", "encoding", "sheet", "seed", "link")
     options = ImportOptions(columns=columns, **{name: getattr(args, name) for name in names})
     report = import_dataset(args.source, args.out, options)
     show.imported(report, args.out, as_json=args.json)

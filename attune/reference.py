@@ -18,7 +18,8 @@ def markdown() -> str:
     lines += ["Recipes: " + "; ".join(f"`{name}` ({what})" for name, what in PAPERS.items()) + ".", ""]
     lines += ["Metrics: " + ", ".join(f"`{name}`" for name in METRICS) + ".", ""]
     for model in _reachable([JobSpec, StudySpec, Suite]):
-        lines += [f"## {model.__name__}", "", _first(model), "", "| field | type | default | meaning |", "|---|---|---|---|"]
+        lines += [f"## {model.__name__}", "", _first(model), ""]
+        lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
             kind = _kind(field.annotation).replace("|", "\\|")
             default = "required" if field.is_required() else f"`{_default(field)}`"

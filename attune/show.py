@@ -140,7 +140,8 @@ def reports(found: Mapping[str, Report], *, as_json: bool) -> None:
         return
     for name, r in found.items():
         silent = "" if r.silence_share is None else f", {r.silence_share:.0%} of it silent"
-        audio = f", {r.recordings} recordings ({r.seconds / 60:.1f} min{silent}), {r.speakers} speakers" if r.recordings else ""
+        audio = f", {r.recordings} recordings ({r.seconds / 60:.1f} min{silent}), {r.speakers} speakers"
+        audio = audio if r.recordings else ""
         print(f"{name}: {r.rows} rows{audio}; {r.errors} errors, {r.warnings} warnings, {r.notes} notes")
         for issue in r.issues[:50]:
             print(f"  {issue}")

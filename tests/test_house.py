@@ -34,7 +34,8 @@ def test_every_module_of_the_trainer_is_in_the_architecture_page():
 
 
 def test_files_stay_readable():
-    long = {n: len((ROOT / n).read_text().splitlines()) for n in tracked() if n.endswith(".py") and not n.startswith("tests/")}
+    ours = [n for n in tracked() if n.endswith(".py") and not n.startswith("tests/")]
+    long = {n: len((ROOT / n).read_text().splitlines()) for n in ours}
     assert {n: k for n, k in long.items() if k > 400} == {}
 
 

@@ -10,7 +10,10 @@ from trainer.plan import StagePlan, in_epochs, interleave, plan_stage, present
 from trainer.stage import Curve, cumulative
 
 RAMP = Curve(points=[(0, 1), (1, 0)]), Curve(points=[(0, 0), (1, 1)])
-STEP = Curve(points=[(0, 1), (0.5, 1), (0.5, 0.25), (1, 0.25)]), Curve(points=[(0, 0), (0.5, 0), (0.5, 0.75), (1, 0.75)])
+STEP = (
+    Curve(points=[(0, 1), (0.5, 1), (0.5, 0.25), (1, 0.25)]),
+    Curve(points=[(0, 0), (0.5, 0), (0.5, 0.75), (1, 0.75)]),
+)
 
 
 def deviation(mix, count):
@@ -21,7 +24,9 @@ def deviation(mix, count):
     return np.abs(due - done).max()
 
 
-@pytest.mark.parametrize("mix", [(0.7, 0.3), (0.98, 0.02), (0.0, 1.0), RAMP, STEP, (1 / 3,) * 3, (0.01, 0.09, 0.4, 0.5)])
+@pytest.mark.parametrize(
+    "mix", [(0.7, 0.3), (0.98, 0.02), (0.0, 1.0), RAMP, STEP, (1 / 3,) * 3, (0.01, 0.09, 0.4, 0.5)]
+)
 def test_realised_shares_stay_within_one_example(mix):
     assert deviation(mix, 5000) < 1
 

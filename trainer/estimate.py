@@ -166,7 +166,8 @@ def parameters(config: Mapping[str, Any]) -> tuple[int, int]:
     d, f = text.get("hidden_size", 4096), text.get("intermediate_size", 11008)
     heads = text.get("num_attention_heads", 32)
     kv = text.get("num_key_value_heads", heads) * (d // heads)
-    lm = text.get("num_hidden_layers", 32) * (2 * d * d + 2 * d * kv + 3 * d * f) + 2 * d * text.get("vocab_size", 156032)
+    lm = text.get("num_hidden_layers", 32) * (2 * d * d + 2 * d * kv + 3 * d * f)
+    lm += 2 * d * text.get("vocab_size", 156032)
     a, g = audio.get("d_model", 1280), audio.get("encoder_ffn_dim", 5120)
     encoder = audio.get("encoder_layers", 32) * (4 * a * a + 2 * a * g) + 3 * a * (audio.get("num_mel_bins", 128) + a)
     return lm, encoder + a * d

@@ -180,7 +180,7 @@ def _control(control: str, expanded: Expanded, rows, read, model) -> list[Report
         features = baselines.pooled_features(model, recordings)
         out = []
         for count, runs in sorted(probes.items()):
-            found = {
+            found: dict[Any, list[Row]] = {
                 seed if len(runs) > 1 else None: baselines.linear_probe(
                     read(run.spec).sources["speech"].rows, test, task, features
                 )

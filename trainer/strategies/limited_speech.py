@@ -89,11 +89,12 @@ class LimitedSpeech(Spec):
             raise problem("recipe.speech_share", "scheme speech_only shows nothing but recordings; leave it out")
         times = self.speech_presentations
         shown = few * (budget.epochs if times in (None, "per_epoch") else 1 if times == "once" else float(times))
-        if times is not None and budget.steps and abs(budget.steps * budget.global_batch - shown) >= budget.global_batch:
+        batch = budget.global_batch
+        if times is not None and budget.steps and abs(budget.steps * batch - shown) >= batch:
             raise problem(
                 "recipe.speech_presentations",
                 f"scheme speech_only shows each of {few} recordings {shown / few:g} times in "
-                f"{math.ceil(shown / budget.global_batch)} steps, but steps is {budget.steps}; keep one of the two",
+                f"{math.ceil(shown / batch)} steps, but steps is {budget.steps}; keep one of the two",
                 times,
             )
         return _stage("speech_only", budget.steps_for(shown), {"speech": 1.0}, budget, budget.optimizer)
