@@ -64,7 +64,7 @@ def plan_stage(resolved: Resolved, stage_index: int) -> StagePlan:
     """The plan of one stage. A source's epochs run on through the stages that show it."""
     stage = resolved.stages[stage_index]
     rows = {name: resolved.sources[name].rows for name in stage.mix}
-    before = dict.fromkeys(stage.mix, 0)
+    before: dict[str, int] = dict.fromkeys(map(str, stage.mix), 0)
     for earlier in resolved.stages[:stage_index]:
         shown = interleave(list(earlier.mix.values()), earlier.steps * resolved.spec.global_batch)
         for n, name in enumerate(earlier.mix):
