@@ -3,20 +3,20 @@
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from attune import show
 from attune.importing import ImportOptions, import_dataset
 from attune.reference import markdown
-from trainer.corpus import read_corpus
+from trainer.corpus import Reader, tasks_of
 from trainer.fields import SpecError, problem
-from trainer.resolve import read_and_resolve
+from trainer.resolve import read_and_resolve, resolve
 from trainer.spec import JobSpec, json_schema
 from trainer.study import StudySpec, Suite, expand, load
-from trainer.validate import validate, validate_dataset
+from trainer.validate import Report, validate_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,18 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return args.run(args)
-    except (SpecError, ValueError) as error:
-        print(f"attune {args.command}: {_plural(error)}\n{error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of our output has left, e.g. `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
+    except (ValueError, OSError) as error:
+        print(f"attune {args.command}: {_plural(error)}\n{error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _plural(error: ValueError) -> str:
+def _plural(error: Exception) -> str:
     count = len(error.problems) if isinstance(error, SpecError) else 1
     return "1 problem" if count == 1 else f"{count} problems"
 
@@ -64,15 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         _roots(sub)
     sub = command("run", _run, "train and score a job or study on this machine")
     sub.add_argument("spec", type=Path)
-    sub.add_argument("--out", type=Path, required=True, help="folder for results; an interrupted run is resumed")
-    sub.add_argument("--ranks", type=int, default=1, help="processes that share every step (default 1)")
+    sub.add_argument("--out", required=True, help="folder (a job: also s3://…); an interrupted run is resumed")
+    sub.add_argument("--ranks", type=_positive, default=1, help="processes that share every step (default 1)")
     _roots(sub)
     sub = command("schema", _schema, "print the JSON Schema of a job")
     sub.add_argument("--markdown", action="store_true", help="print the spec reference instead")
     sub = command("check", _check, "hear whether a base understands this data, and what to expect")
     sub.add_argument("data", help="data set, e.g. folder:train")
     sub.add_argument("--base", required=True, help="hub id, folder or s3:// folder")
-    sub.add_argument("--limit", type=int, default=100, help="utterances to listen to (default 100)")
+    sub.add_argument("--limit", type=_positive, default=100, help="utterances to listen to (default 100)")
     sub.add_argument("--json", action="store_true")
     _roots(sub)
     _import_command(command("import", _import, "turn a table, clips or a chat file into a data set"))
@@ -99,7 +99,7 @@ def roots_of(args: argparse.Namespace) -> list[Path]:
 def _validate(args: argparse.Namespace) -> int:
     roots = roots_of(args)
     if args.spec.suffix not in (".yaml", ".yml", ".json"):
-        found = {str(args.spec): validate_dataset(str(args.spec), roots)}
+        found = {str(args.spec): validate_dataset(str(args.spec), roots, task=tasks_of(str(args.spec), roots))}
     else:
         spec = load(args.spec)
         if isinstance(spec, Suite):
@@ -107,28 +107,27 @@ def _validate(args: argparse.Namespace) -> int:
                 load(args.spec.parent / name)
             print(f"suite {spec.suite}: its shape is right; running suites needs the service and is not built yet")
             return 0
-        jobs = [spec] if isinstance(spec, JobSpec) else _one_per_corpus(spec, roots)
-        found = {}
-        for job in jobs:
-            corpus = read_and_resolve(job, roots)[1]
-            assert corpus.test is not None
-            test = {"test": corpus.test.rows}
-            for name, source in corpus.sources.items():
-                key = f"{name}: {len(source.rows)} rows of {source.ref}"
-                if key not in found:
-                    found[key] = validate(source.rows, corpus.tasks, test)
-            key = f"test: {corpus.test.ref}"
-            if key not in found:
-                found[key] = validate(corpus.test.rows, corpus.tasks)
+        found = _of_spec(spec, roots)
     show.reports(found, as_json=args.json)
     return 0 if all(report.ok for report in found.values()) else 2
 
 
-def _one_per_corpus(study: StudySpec, roots: list[Path]) -> list[JobSpec]:
-    seen: dict[str, JobSpec] = {}
-    for job in expand(study, lambda j: read_corpus(j, roots)).jobs().values():
-        seen.setdefault(" ".join(pin.sha256 for pin in (*job.sources.values(), job.test)), job.spec)
-    return list(seen.values())
+def _of_spec(spec: JobSpec | StudySpec, roots: list[Path]) -> dict[str, Report]:
+    """Reports of every data set that a spec names, by reference; lines are those of its manifests."""
+    read = Reader(roots)
+    jobs = [spec] if isinstance(spec, JobSpec) else [run.spec for run in expand(spec, read).jobs().values()]
+    found: dict[str, Report] = {}
+    for job in jobs:
+        corpus = read(job)
+        resolve(job, corpus)
+        assert corpus.test is not None
+        test = {"test": corpus.test.rows}
+        for source in corpus.sources.values():
+            if source.ref not in found:
+                found[source.ref] = validate_dataset(source.ref, roots, task=corpus.tasks, other_splits=test)
+        if corpus.test.ref not in found:
+            found[corpus.test.ref] = validate_dataset(corpus.test.ref, roots, task=corpus.tasks)
+    return found
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -136,7 +135,7 @@ def _explain(args: argparse.Namespace) -> int:
     if isinstance(spec, Suite):
         show.suite(spec, as_json=args.json)
     elif isinstance(spec, StudySpec):
-        show.study(expand(spec, lambda j: read_corpus(j, roots)), as_json=args.json)
+        show.study(expand(spec, Reader(roots)), as_json=args.json)
     else:
         resolved, _ = read_and_resolve(spec, roots)
         show.job(resolved, as_json=args.json)
@@ -153,11 +152,12 @@ def _plan(args: argparse.Namespace) -> int:
         resolved, corpus = read_and_resolve(spec, roots)
         show.plan(resolved, estimate(resolved, corpus), as_json=args.json)
         return 0
-    expanded = expand(spec, lambda j: read_corpus(j, roots))
+    read = Reader(roots)
+    expanded = expand(spec, read)
     found = {}
     for cell in expanded.cells:
         run = cell.runs[0]
-        found[cell.name] = (run, estimate(run, read_corpus(run.spec, roots)), len(cell.runs))
+        found[cell.name] = (run, estimate(run, read(run.spec)), len(cell.runs))
     show.study_plan(found, expanded, as_json=args.json)
     return 0
 
@@ -166,17 +166,27 @@ def _run(args: argparse.Namespace) -> int:
     spec = load(args.spec)  # bad specs are refused here, before torch is loaded
     if isinstance(spec, Suite):
         raise problem("suite", "running suites needs the service and is not built yet; run one of its jobs")
-    command = [sys.executable, "-m", "trainer", str(args.spec), "--out", str(args.out), "--ranks", str(args.ranks)]
-    for root in roots_of(args):
-        command += ["--data-root", str(root)]
-    return subprocess.run(command, check=False).returncode
+    command = ["-m", "trainer", str(args.spec), "--out", args.out, "--ranks", str(args.ranks)]
+    return _become(command, args)
 
 
 def _check(args: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "trainer.hearing", args.data, "--base", args.base, "--limit", str(args.limit)]
+    command = ["-m", "trainer.hearing", args.data, "--base", args.base, "--limit", str(args.limit)]
+    return _become([*command, *(["--json"] if args.json else [])], args)
+
+
+def _become(command: list[str], args: argparse.Namespace) -> NoReturn:
+    """Go on as the trainer: one process, so that Ctrl-C and exit codes are its own."""
     for root in roots_of(args):
         command += ["--data-root", str(root)]
-    return subprocess.run([*command, *(["--json"] if args.json else [])], check=False).returncode
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _schema(args: argparse.Namespace) -> int:

@@ -72,6 +72,9 @@ def test_all_problems_are_listed_at_once():
 UNFIT = [
     ({"source": {"language": "fr", "data": "x"}}, "source: cross-lingual transfer is not built yet"),
     ({"evaluate": {"folds": 5}}, "evaluate.folds: cross-validation is not built yet"),
+    ({"evaluate": {"metric": "wer"}}, "evaluate.metric: is not defined for the answer form 'label' of task turn"),
+    ({"evaluate": {"cascade": True}, "tuning": {"method": "full", "encoder": "frozen"}}, "evaluate.cascade"),
+    ({"tuning": {"method": "projector", "projector": "frozen"}}, "tuning.projector: method: projector trains"),
     ({"evaluate": {"metric": "slu_f2"}}, "evaluate.metric: unknown metric; did you mean 'slu_f1'?"),
     ({"data": {"corpus": "nowhere"}}, "data.corpus"),
     ({"tasks": ["turns"]}, "tasks[0]: no such task"),
@@ -169,7 +172,7 @@ def test_resolved_specs_round_trip_as_json(tmp_path):
 
 
 GOLDEN = {
-    "text_only": "64befccab5c3c69087a330ce8b1abd6839771ed3c1d8f8b2329b4c353b05b327",
-    "direct_mix": "fca549f06551412ae454c00dac27cc6b5f020eeda18bb24db4aaa31b7e1acf29",
-    "curriculum": "ec86855119ee9ff2339cc3b5d131ccdb627ad71376032ab755f24628378aa31b",
+    "text_only": "c53e0f0e4fd80fc415958343693678ba8180472a6949e367f2f93dacefadf7c5",
+    "direct_mix": "f5f6a66bc14d2d50274a8bdce489e2d36875312dc1a5ae4704efecf3f7207942",
+    "curriculum": "7007b42175d88d9070bd65559e908fa95d436c47b29984f5bd2462f0207f9fd0",
 }

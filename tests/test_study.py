@@ -121,3 +121,48 @@ def test_the_cascade_is_scored_where_it_means_something(tmp_path):
     found = expand(study(corpus_folder(tmp_path), controls=["cascade"]), read_corpus)
     scored = {c.settings["scheme"]: c.runs[0].spec.evaluate.cascade for c in found.cells}
     assert scored == {"text_only": True, "direct_mix": False, "curriculum": False}
+
+
+def test_what_the_grid_varies_is_not_overwritten_by_hold(tmp_path):
+    grid = {"scheme": ["direct_mix"], "speech_presentations": [0.5, 1]}
+    with pytest.raises(SpecError, match=r"say hold: \{speech_presentations: free"):
+        expand(study(corpus_folder(tmp_path), grid=grid), read_corpus)
+    free = study(corpus_folder(tmp_path), grid=grid, hold={"speech_presentations": "free"})
+    assert [presentations(c.runs[0]) for c in expand(free, read_corpus).cells] == pytest.approx([0.5, 1.0])
+
+
+def test_another_learning_rate_is_no_exposure_matched_control(tmp_path):
+    fields = {"controls": ["exposure_matched"], "steps": 30, "also": [{"scheme": "curriculum"}]}
+    grid = {"scheme": ["direct_mix"], "optimizer.peak_lr": [1e-5]}
+    found = expand(study(corpus_folder(tmp_path), grid=grid, **fields), read_corpus)
+    assert any(c.name.startswith("direct_mix, exposure of curriculum") for c in found.cells)
+
+
+def test_one_job_is_one_run_however_often_the_grid_names_it(tmp_path):
+    """Text-only under three subset seeds is one job; counted three times it would look three times as sure."""
+    grid = {"scheme": ["text_only", "direct_mix"], "seed": [1, 2], "data.subset_seed": [1, 2, 3]}
+    data = {"corpus": str(corpus_folder(tmp_path)), "speech_fraction": "50%"}
+    found = {c.name: len(c.runs) for c in expand(study(tmp_path, grid=grid, data=data), read_corpus).cells}
+    assert found == {"text_only": 2, "direct_mix": 6}
+
+
+def test_null_puts_a_field_back(tmp_path):
+    data = {"corpus": str(corpus_folder(tmp_path)), "speech_per_label": 2}
+    fields = {"grid": {"scheme": ["direct_mix"]}, "also": [{"scheme": "direct_mix", "speech_per_label": None}]}
+    found = expand(study(tmp_path, data=data, **fields), read_corpus)
+    assert [c.runs[0].sources["speech"].rows for c in found.cells] == [8, 12]
+
+
+def test_a_cell_that_stands_twice_is_refused(tmp_path):
+    again = {"scheme": "text_only", "speech_fraction": "25%", "seed": 1}
+    twice = study(corpus_folder(tmp_path), also=[again])
+    with pytest.raises(SpecError, match="stands twice"):
+        expand(twice, read_corpus)
+
+
+def test_all_controls_that_apply_are_the_default(tmp_path):
+    assert expand(study(corpus_folder(tmp_path)), read_corpus).controls == [
+        "majority", "untuned", "linear_probe", "cascade", "exposure_matched"
+    ]  # fmt: skip
+    alone = expand(study(tmp_path, grid={"scheme": ["text_only"]}), read_corpus)
+    assert alone.controls == ["majority", "untuned", "cascade"]

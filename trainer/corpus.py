@@ -1,9 +1,12 @@
 """The corpus of a job: its sources' usable rows, its test rows and its tasks, read from the data sets it names."""
 
+import hashlib
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -29,10 +32,13 @@ class SourceRows:
     folder: Path
     """Folder that the manifest's audio paths are relative to."""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Fingerprint of the usable rows: manifest lines, not audio bytes."""
-        return fingerprint(self.rows, self.folder)
+        """Fingerprint of the usable rows: manifest lines and the bytes of their recordings."""
+        digest = hashlib.sha256(fingerprint(self.rows, self.folder).encode())
+        for path in dict.fromkeys(u.audio for u in self.rows if u.audio):
+            digest.update(_bytes_of(path))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,36 @@ class Corpus:
     def counts(self) -> dict[str, int]:
         """Usable rows per source."""
         return {name: len(s.rows) for name, s in self.sources.items()}
+
+
+_hashed: dict[tuple[str, int, int], bytes] = {}
+
+
+def _bytes_of(path: str) -> bytes:
+    """sha256 of a recording, remembered while size and time of change stay; a missing one is for validation."""
+    try:
+        at = os.stat(path)
+        key = (path, at.st_size, at.st_mtime_ns)
+        if key not in _hashed:
+            with open(path, "rb") as file:
+                _hashed[key] = hashlib.file_digest(file, "sha256").digest()
+        return _hashed[key]
+    except OSError:
+        return b"missing"
+
+
+class Reader:
+    """Reads corpora for many jobs of one process, each data set once."""
+
+    def __init__(self, roots: Sequence[Path | str] = (".",)):
+        self.roots, self._read = roots, {}
+
+    def __call__(self, spec: JobSpec) -> Corpus:
+        given = [t if isinstance(t, str) else t.name for t in spec.tasks or []]
+        key = f"{spec.data!r} {spec.evaluate.on} {given}"
+        if key not in self._read:
+            self._read[key] = read_corpus(spec, self.roots)
+        return self._read[key]
 
 
 def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
@@ -167,6 +203,16 @@ def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
     raise problem("evaluate.on", f"{base} has neither a test nor a dev split; give evaluate.on")
 
 
+def tasks_of(ref: str, roots: Sequence[Path | str] = (".",)) -> dict[str, Task]:
+    """The tasks that a data set's rows may name: built in, and its own task.yaml."""
+    known = builtin_tasks()
+    path = locate(ref, roots).folder / "task.yaml"
+    if path.is_file():
+        task = read_task(path)
+        known[task.name] = task
+    return known
+
+
 def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
     """The tasks of all rows: as given in the spec, else in the data sets' task.yaml, else built in."""
     known = builtin_tasks()
@@ -194,11 +240,12 @@ def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
 
 def _no_leak(sources: dict[str, SourceRows], test: SourceRows | None) -> None:
     """An utterance may not be trained on and tested; shared texts are for `attune validate` to report."""
-    tested = {(u.audio, u.offset_s) if u.audio else u.id: u.id for u in test.rows} if test else {}
+    if test is None:
+        return
+    tested = {(u.audio, u.offset_s) for u in test.rows if u.audio} | {(test.folder, u.id) for u in test.rows}
     for name, source in sources.items():
         for row in source.rows:
-            key = (row.audio, row.offset_s) if row.audio else row.id
-            if key in tested:
+            if (row.audio, row.offset_s) in tested or (source.folder, row.id) in tested:
                 raise problem(
                     f"data.{name}", f"utterance {row.id} is in the test set too; take it out of one of them"
                 )

@@ -90,11 +90,16 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
         notes.append("silence at the ends is cut when a recording is read: audio and tokens are upper bounds")
     test = corpus.test
     assert test is not None
+    count = min(len(test.rows), resolved.spec.evaluate.limit or len(test.rows))
     speakers = {u.speaker for u in test.rows}
-    blocks = len(speakers) if None not in speakers else len(test.rows)
+    blocks = min(count, len(speakers)) if None not in speakers else count
     smallest = 1.0
     if blocks >= 2:
-        smallest = smallest_detectable(len(test.rows), blocks, 0.7)
+        smallest = smallest_detectable(count, blocks, 0.7)
+    if tokens is not None and resolved.spec.data.trim_silence != "on":
+        for u in test.rows:  # too long a test recording is refused here as it is before training
+            if u.audio and u.duration_s:
+                tokens.audio_tokens(round(u.duration_s * tokens.shape.sampling_rate), name=u.id)
     else:
         notes.append("one test speaker: no difference can be shown to hold for others")
     if None in speakers:
@@ -103,7 +108,7 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
         steps=resolved.steps,
         examples=resolved.steps * batch,
         sources=sources,
-        test_utterances=len(test.rows),
+        test_utterances=count,
         test_speakers=0 if None in speakers else blocks,
         smallest_difference=smallest,
         notes=notes,

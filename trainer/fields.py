@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 class Spec(BaseModel):
     """Base of all contract models: frozen, unknown keys refused with the nearest known name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Problem(NamedTuple):

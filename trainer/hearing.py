@@ -26,7 +26,7 @@ from trainer.manifest import Utterance, load, locate
 from trainer.metrics import score
 from trainer.rng import permutation
 from trainer.spec import Task, builtin_tasks, read_task
-from trainer.tokens import LengthError, locate_base
+from trainer.tokens import DataError, LengthError, locate_base
 from trainer.views import SPEECH, Recordings
 
 HEARS = 0.25
@@ -82,13 +82,13 @@ def check(
     """
     spoken = [u for u in utterances if u.audio and u.task == task.name]
     if not spoken:
-        raise ValueError(f"task '{task.name}': no recordings, so there is nothing to hear; a text needs no check")
+        raise DataError(f"task '{task.name}': no recordings, so there is nothing to hear; a text needs no check")
     recordings = recordings or Recordings(model.tokens.shape.sampling_rate)
     written = [u for u in spoken if u.text and u.text.strip()]
     sample = limited(written, limit, seed) if written else limited(spoken, PROBE_LIMIT, seed)
     short = [u for u in sample if _fits(model, recordings, u)]
     if not short:
-        raise ValueError(f"all {len(sample)} recordings are longer than the base hears; cut them (offset_s)")
+        raise DataError(f"all {len(sample)} recordings are longer than the base hears; cut them (offset_s)")
     if written:
         found = _transcribed(model, short, recordings)
     else:

@@ -3,20 +3,23 @@
 import difflib
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import rfc8785
 
+from trainer.bases import BaseError, locate_base
 from trainer.corpus import MODALITY, Corpus, SourceRows, read_corpus
 from trainer.fields import Problem, Spec, SpecError
-from trainer.metrics import METRICS
-from trainer.spec import JobSpec
+from trainer.metrics import METRICS, default_metrics
+from trainer.spec import JobSpec, Task
 from trainer.stage import Stage
-from trainer.strategies import Budget
+from trainer.strategies import Auto, Budget, Custom
 
 WHOLE_BYTES = 64 << 20
-"""Files of a base up to this size are hashed whole; of larger ones size and first MiB (safetensors header)."""
+"""Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
+SAMPLES, BLOCK = 256, 1 << 16
 
 
 class SourcePin(Spec):
@@ -45,22 +48,28 @@ class Resolved(Spec):
     """The sources that the stages use."""
     test: SourcePin
     """The rows that are scored."""
+    hearing: SourcePin | None = None
+    """The recordings that `encoder: auto` is settled on; None where the encoder is said outright."""
     base_revision: str | None
-    """Hub revision, or `files:<sha256>` of a local folder; None where only the hub can tell."""
+    """Commit of a hub model, or `files:<sha256>` of a local folder; None where the hub could not be asked."""
 
     @property
     def hash(self) -> str:
         """sha256 of the canonical JSON (RFC 8785) of all that decides the result.
 
-        Left out: name, tags and resources (no effect on the result), and the references to data, for the pins
-        of the sources in use say what they hold.
+        Left out: name, tags and resources (no effect on the result), and the references to data and to a local
+        base, for the pins say what they hold.
         """
         doc: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         for key in ("name", "tags", "resources"):
             del doc["spec"][key]
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
         doc["spec"]["evaluate"]["on"] = None
-        for pin in (*doc["sources"].values(), doc["test"]):
+        for key in ("recipe", "steps", "epochs", "optimizer"):
+            del doc["spec"][key]  # the stages say it
+        if (self.base_revision or "").startswith("files:"):
+            doc["spec"]["base"] = None
+        for pin in (*doc["sources"].values(), doc["test"], *([doc["hearing"]] if doc["hearing"] else [])):
             del pin["ref"], pin["available"]
         return hashlib.sha256(rfc8785.dumps(doc)).hexdigest()
 
@@ -81,6 +90,15 @@ def refuse_unbuilt(spec: JobSpec) -> None:
     if spec.tuning.method != "lora" and spec.tuning.encoder == "lora":
         message = f"encoder: lora goes with method: lora, not {spec.tuning.method}; use frozen or full"
         problems.append(Problem("tuning.encoder", "lora", message))
+    if isinstance(spec.recipe, Custom) and spec.steps is not None:
+        message = "custom stages say their own steps; leave steps out"
+        problems.append(Problem("steps", spec.steps, message))
+    if spec.tuning.method == "projector" and spec.tuning.projector == "frozen":
+        message = "method: projector trains nothing but the projector; use projector: full"
+        problems.append(Problem("tuning.projector", "frozen", message))
+    if spec.evaluate.cascade and spec.tuning.method != "lora":
+        message = f"the base itself must be left to transcribe, which method: {spec.tuning.method} does not; use lora"
+        problems.append(Problem("evaluate.cascade", True, message))
     if spec.evaluate.metric not in ("auto", *METRICS):
         near = difflib.get_close_matches(spec.evaluate.metric, METRICS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METRICS)}"
@@ -110,12 +128,24 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         raise SpecError([Problem("evaluate.on", None, "no test set")])
     shown = [corpus.sources[name].rows for name in used] + [corpus.test.rows]
     names = {u.task for rows in shown for u in rows}
-    tasks = [task for task in corpus.tasks.values() if task.name in names]
+    tested = {u.task for u in corpus.test.rows}
+    tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values() if t.name in names]
+    heard = next((n for n in ("speech", "synthetic") if n in corpus.sources), None)
+    tuning = spec.tuning
+    if tuning.encoder == "auto" and not any(stage.trainable.encoder for stage in stages):
+        tuning = tuning.model_copy(update={"encoder": "frozen"})  # no stage hears, so nothing would train it
+    recipe = spec.recipe.chosen(corpus.counts()) if isinstance(spec.recipe, Auto) else spec.recipe
+    metric = spec.evaluate.metric
+    if metric == "auto":
+        metric = next(t for t in tasks if t.name in tested).metrics[0]
+    evaluate = spec.evaluate.model_copy(update={"metric": metric, "on": corpus.test.ref})
+    settled = {"tasks": tasks, "tuning": tuning, "recipe": recipe, "evaluate": evaluate}
     return Resolved(
-        spec=spec.model_copy(update={"tasks": tasks}),
+        spec=spec.model_copy(update=settled),
         stages=stages,
         sources={name: _pin(corpus.sources[name], name) for name in used},
         test=_pin(corpus.test, "test"),
+        hearing=_pin(corpus.sources[heard], heard) if tuning.encoder == "auto" and heard else None,
         base_revision=pin_base(spec.base, spec.revision),
     )
 
@@ -127,19 +157,64 @@ def read_and_resolve(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> tup
     return resolve(spec, corpus), corpus
 
 
+def _scored(task: Task, spec: JobSpec) -> Task:
+    """The task with its metrics written out, the job's own among them; a metric that cannot be counted for its
+    answer form is refused now rather than missed after training."""
+    metrics = task.metrics or default_metrics(task)
+    wanted = spec.evaluate.metric
+    if wanted != "auto" and wanted not in metrics:
+        if task.answer not in METRICS[wanted].answers:
+            fit = ", ".join(m.name for m in METRICS.values() if task.answer in m.answers)
+            message = f"is not defined for the answer form '{task.answer}' of task {task.name}; those that are: {fit}"
+            raise SpecError([Problem("evaluate.metric", wanted, message)])
+        metrics = [wanted, *metrics]
+    return task.model_copy(update={"metrics": metrics})
+
+
 def pin_base(base: str, revision: str | None) -> str | None:
-    """Content hash of a local base folder, else the given revision."""
+    """What exactly a base is: `files:<sha256>` of a local folder, the commit of a hub model."""
     folder = Path(base)
+    if not folder.is_dir():
+        return _hub_commit(base, revision)
     if not (folder / "config.json").is_file():
+        raise SpecError([Problem("base", base, "the folder has no config.json, so it is no base model")])
+    return _folder_pin(folder, tuple(_stamp(p) for p in _base_files(folder)))
+
+
+def _hub_commit(base: str, revision: str | None) -> str | None:
+    """The commit that a hub id means now; what was asked for where the hub cannot be reached."""
+    if base.startswith("s3://"):
         return revision
-    digest = hashlib.sha256()
+    try:
+        return locate_base(base, revision, weights=False).name
+    except BaseError:
+        return revision
+
+
+def _base_files(folder: Path) -> list[Path]:
     names = ("config.json", "tokenizer.json", "processor_config.json", "preprocessor_config.json")
     files = [folder / n for n in names if (folder / n).is_file()]
-    for path in [*files, *sorted(folder.glob("*.safetensors"))]:
+    return [*files, *sorted(folder.glob("*.safetensors"))]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    at = path.stat()
+    return path.name, at.st_size, at.st_mtime_ns
+
+
+@cache
+def _folder_pin(folder: Path, stamps: tuple) -> str:
+    digest = hashlib.sha256()
+    for path in _base_files(folder):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            digest.update(file.read() if size <= WHOLE_BYTES else file.read(1 << 20))
+            if size <= WHOLE_BYTES:
+                digest.update(file.read())
+                continue
+            for n in range(SAMPLES):
+                file.seek(n * (size - BLOCK) // (SAMPLES - 1))
+                digest.update(file.read(BLOCK))
     return f"files:{digest.hexdigest()}"
 
 

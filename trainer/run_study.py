@@ -7,27 +7,27 @@ The base is loaded once and the encoder's states are kept between jobs. Each job
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from trainer import baselines
-from trainer.corpus import Corpus, read_corpus
-from trainer.evaluate import CASCADE, SPEECH, TEXT, Row, limited
+from trainer import controls, hearing
+from trainer.bases import locate_base
+from trainer.corpus import Corpus, Reader
+from trainer.evaluate import CASCADE, SPEECH, TEXT, Row
 from trainer.families import load as load_model
 from trainer.features import FeatureCache
+from trainer.fields import problem
 from trainer.report import Report, ReportRow, write_report
 from trainer.resolve import Resolved
 from trainer.result import main_metric
 from trainer.run import run
-from trainer.spec import JobSpec, Task
 from trainer.store import FolderStore, Store
 from trainer.strategies import LimitedSpeech
 from trainer.study import Cell, Expanded, StudySpec, expand, presentations
-from trainer.tokens import locate_base
-from trainer.views import Recordings
 
 
 class StudyFailedError(RuntimeError):
@@ -35,43 +35,94 @@ class StudyFailedError(RuntimeError):
 
 
 def run_study(study: StudySpec, out: Path | str, roots: Sequence[Path | str] = (".",)) -> Report:
-    """Train and score all cells and controls of `study` into the folder `out` and write its report."""
-    corpora: dict[str, Corpus] = {}
+    """Train and score all cells and controls of `study` into the folder `out` and write its report.
 
-    def read(job: JobSpec) -> Corpus:
-        key = f"{job.data!r} {job.evaluate.on} {job.tasks!r}"
-        if key not in corpora:
-            corpora[key] = read_corpus(job, roots)
-        return corpora[key]
-
+    A job that ends with a reason is left out of its cell and said in the notes; StudyFailedError where a whole
+    cell is missing or no report can be made.
+    """
+    if str(out).startswith("s3://"):
+        raise problem("--out", "a study writes to a folder; copy it to s3 afterwards", str(out))
+    read = Reader(roots)
     expanded = expand(study, read)
-    first = expanded.cells[0].runs[0]
-    store, cache = FolderStore(Path(out)), FeatureCache()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    precise = first.spec.precision == "fp32" or (first.spec.precision == "auto" and device == "cpu")
-    model = load_model(
-        locate_base(first.spec.base, first.spec.revision),
-        device=device,
-        dtype=torch.float32 if precise else torch.bfloat16,
-        name=first.spec.base,
-        cache=cache,
-    )
-    rows: dict[str, dict[str, list[Row]]] = {}
-    jobs = expanded.jobs()
+    _one_base(expanded)
+    controls.refuse(expanded, read)
+    store = FolderStore(Path(out))
+    model = _base_of(expanded.cells[0].runs[0])
+    expanded = _settle_encoder(expanded, read, model, store)
+    first, jobs, rows = expanded.cells[0].runs[0], expanded.jobs(), {}
     with tqdm(total=sum(job.steps for job in jobs.values()), unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         for n, (key, job) in enumerate(jobs.items(), 1):
             bar.set_description(f"[{n}/{len(jobs)}] {job.spec.name.split('/')[-1]} seed {job.spec.seed}")
-            rows[key] = _one(job, store, read(job.spec), model, cache, bar)
+            rows[key] = _one(job, store, read(job.spec), model, bar, expanded.notes)
+    for cell in expanded.cells:
+        cell.runs = [run for run in cell.runs if rows[run.hash]]
+    if missing := [cell.name for cell in expanded.cells if not cell.runs]:
+        raise StudyFailedError("\n".join([f"no run of {', '.join(missing)} came to its end", *expanded.notes]))
     report_rows = _report_rows(expanded, rows)
-    for control in study.controls:
+    for control in expanded.controls:
         print(f"control: {control}", file=sys.stderr, flush=True)
-        report_rows += _control(control, expanded, rows, read, model)
-    metric = main_metric(first)
-    task = _task(first)
-    beside = [m for m in task.metrics if m != metric][:3] or (["macro_f1"] if metric == "accuracy" else [])
+        report_rows += controls.rows_of(control, expanded, read, model, store)
+    metric, task = main_metric(first), controls.task_of(first)
     return write_report(
-        Path(out), report_rows, metric, study=study.study, base=first.spec.base, beside=beside, notes=expanded.notes
+        Path(out),
+        report_rows,
+        metric,
+        study=study.study,
+        base=first.spec.base,
+        beside=[m for m in task.metrics if m not in (metric, "invalid_rate")][:3],
+        notes=expanded.notes,
     )
+
+
+def _one_base(expanded: Expanded) -> None:
+    """SpecError where the cells cannot share one warm base and one test."""
+    runs = [run for cell in expanded.cells for run in cell.runs]
+    for field, values in (
+        ("base", {(r.spec.base, r.spec.revision) for r in runs}),
+        ("precision", {r.spec.precision for r in runs}),
+        ("evaluate.on", {r.test.sha256 for r in runs}),
+    ):
+        if len(values) > 1:
+            raise problem(field, "the cells of a study share one; make it two studies")
+    if len(runs) > 1 and any(r.spec.tuning.method != "lora" for r in runs):
+        message = "a study trains all its jobs on one loaded base, which only LoRA leaves as it was; run single jobs"
+        other = next(r.spec.tuning.method for r in runs if r.spec.tuning.method != "lora")
+        raise problem("tuning.method", message, other)
+
+
+def _base_of(run: Resolved):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precise = run.spec.precision == "fp32" or (run.spec.precision == "auto" and device == "cpu")
+    return load_model(
+        locate_base(run.spec.base, run.spec.revision),
+        device=device,
+        dtype=torch.float32 if precise else torch.bfloat16,
+        name=run.spec.base,
+        cache=FeatureCache(),
+    )
+
+
+def _settle_encoder(expanded: Expanded, read: Reader, model, store: Store) -> Expanded:
+    """`encoder: auto` settled once for all cells, on the most recordings that any of them may use: cells whose
+    encoders differ would not be comparable."""
+    heard = [run for cell in expanded.cells for run in cell.runs if run.hearing is not None]
+    if not heard or "tuning.encoder" in expanded.study.grid:
+        return expanded
+    widest = max(heard, key=lambda run: (run.hearing.rows if run.hearing else 0, run.hash))
+    assert widest.hearing is not None
+    key = f"hearing/{widest.hearing.sha256[:16]}.json"
+    if not store.exists(key):
+        corpus = read(widest.spec)
+        rows = (corpus.sources.get("speech") or corpus.sources["synthetic"]).rows
+        found = hearing.check(model, rows, corpus.tasks[rows[0].task])
+        store.put(key, (json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n").encode())
+    found = json.loads(store.get(key))
+    print(f"encoder: {found['encoder']}. {found['verdict']}", file=sys.stderr, flush=True)
+    said = expanded.study.model_dump()
+    said["tuning"] = {**said.get("tuning", {}), "encoder": found["encoder"]}
+    settled = expand(StudySpec.model_validate(said), read)
+    settled.notes.insert(0, f"encoder: {found['encoder']} in all cells. {found['verdict']}")
+    return settled
 
 
 class _Progress:
@@ -92,15 +143,21 @@ class _Progress:
                 self.bar.write(message, file=sys.stderr)
 
 
-def _one(job: Resolved, store: FolderStore, corpus: Corpus, model, cache, bar: tqdm) -> dict[str, list[Row]]:
-    """Prediction rows of one job by modality, trained now or found finished."""
+def _one(
+    job: Resolved, store: FolderStore, corpus: Corpus, model, bar: tqdm, notes: list[str]
+) -> dict[str, list[Row]]:
+    """Prediction rows of one job by modality, trained now or found finished; none, and a note, where it failed."""
     own = FolderStore(store.root / "jobs" / job.hash[:16])
     start = bar.n
-    result = run(job, own, _Progress(bar, start), corpus=corpus, model=model, cache=cache)
-    if result.outcome != "succeeded":
-        raise StudyFailedError(f"{job.spec.name} (jobs/{job.hash[:16]}): {result.reason}: {result.message}")
+    result = run(job, own, _Progress(bar, start), corpus=corpus, model=model)
     bar.n = start + job.steps
     bar.update(0)
+    if result.outcome != "succeeded":
+        notes.append(
+            f"{job.spec.name} seed {job.spec.seed} is left out: {result.reason}: {result.message} "
+            f"(jobs/{job.hash[:16]})"
+        )
+        return {}
     return _predictions(own, result.attempt)
 
 
@@ -126,6 +183,9 @@ def _report_rows(expanded: Expanded, rows: dict[str, dict[str, list[Row]]]) -> l
         twins = {_seed(cell, run): rows[run.hash][TEXT] for run in cell.runs if TEXT in rows[run.hash]}
         if twins and SPEECH in rows[cell.runs[0].hash]:
             out.append(_row(cell, f"{cell.name}, text twin", "text twin", twins, kind="control"))
+        heard = {_seed(cell, run): rows[run.hash][CASCADE] for run in cell.runs if CASCADE in rows[run.hash]}
+        if heard:
+            out.append(_row(cell, f"{cell.name}, cascade", CASCADE, heard, kind="control"))
     return out
 
 
@@ -151,53 +211,3 @@ def _row(cell: Cell, name: str, scheme: str, runs: dict, kind: Any = "cell") -> 
         runs=runs,
         kind=kind,
     )
-
-
-def _task(run: Resolved) -> Task:
-    task = (run.spec.tasks or [None])[0]
-    assert isinstance(task, Task), "resolve() writes tasks out"
-    return task
-
-
-def _control(control: str, expanded: Expanded, rows, read, model) -> list[ReportRow]:
-    """The rows of one control; those that train see the same recordings as the cells do."""
-    first = expanded.cells[0].runs[0]
-    test = limited(read(first.spec).test.rows, first.spec.evaluate.limit)
-    task = _task(first)
-    recordings = Recordings(model.tokens.shape.sampling_rate, trim_silence=first.spec.data.trim_silence == "on")
-    heard = [run for cell in expanded.cells for run in cell.runs if "speech" in run.sources]
-    subsets = {run.sources["speech"].sha256: run for run in heard}
-    if control == "majority":
-        known = max(expanded.cells, key=lambda c: sum(p.rows for p in c.runs[0].sources.values())).runs[0]
-        train = [u for name in known.sources for u in read(known.spec).sources[name].rows]
-        return [_plain("majority", baselines.majority(train, test, task))]
-    if control == "untuned":
-        return [_plain("untuned", baselines.untuned(model, test, task, first.spec.evaluate.decode, recordings))]
-    if control == "linear_probe":
-        probes: dict[int, dict[int, Resolved]] = {}  # by number of recordings, then by which of them
-        for run in subsets.values():
-            probes.setdefault(run.sources["speech"].rows, {})[run.spec.data.subset_seed] = run
-        features = baselines.pooled_features(model, recordings)
-        out = []
-        for count, runs in sorted(probes.items()):
-            found: dict[Any, list[Row]] = {
-                seed if len(runs) > 1 else None: baselines.linear_probe(
-                    read(run.spec).sources["speech"].rows, test, task, features
-                )
-                for seed, run in runs.items()
-            }
-            pin = next(iter(runs.values())).sources["speech"]
-            name, fraction = f"linear probe, {count} recordings", round(pin.rows / pin.available, 4)
-            out.append(ReportRow(name, "linear_probe", count, fraction, 1.0, found, "control"))
-        return out
-    if control == "cascade":
-        return [
-            _row(cell, f"{cell.name}, cascade", CASCADE, found, kind="control")
-            for cell in expanded.cells
-            if (found := {_seed(cell, r): rows[r.hash][CASCADE] for r in cell.runs if CASCADE in rows[r.hash]})
-        ]
-    return []
-
-
-def _plain(name: str, found: list[Row]) -> ReportRow:
-    return ReportRow(name, name, 0, None, 0.0, {None: found}, "control")

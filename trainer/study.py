@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from trainer.corpus import Corpus
 from trainer.fields import Problem, Share, Spec, SpecError, problem, readable
-from trainer.resolve import Resolved, refuse_unbuilt, resolve
+from trainer.resolve import Resolved, resolve
 from trainer.spec import Data, Evaluate, JobSpec, Resources, Tuning, parse_job, read_yaml
 from trainer.stage import Optimizer, cumulative
 from trainer.strategies import STRATEGIES, LimitedSpeech
@@ -36,7 +36,7 @@ class Hold(Spec):
 class StudySpec(Spec):
     """A grid of jobs over one base and data; every other field of a job may stand beside these."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, allow_inf_nan=False)
 
     study: str = Field(min_length=1)
     """Name of the study."""
@@ -47,9 +47,10 @@ class StudySpec(Spec):
     `subset_seed` makes repetitions; null puts a field back to its default."""
     hold: Hold = Hold()
     """What is held equal."""
-    controls: list[Control] = []
+    controls: list[Control] | None = None
     """Rows of every comparison beside the cells: `majority`, `untuned`, `linear_probe`, `cascade` (of the
-    text-only cells), `exposure_matched` (direct mixing with as many speech presentations as the curriculum)."""
+    text-only cells), `exposure_matched` (direct mixing with as many speech presentations as the curriculum).
+    Default: all that the task and the data allow; a tool without them flatters itself."""
 
 
 def _worse(value: Any) -> Any:
@@ -82,6 +83,10 @@ class Suite(Spec):
     """Verdict where the interval decides nothing."""
 
 
+Read = Callable[[JobSpec], Corpus]
+"""Reads the corpus of a job; `trainer.corpus.Reader` reads each data set once."""
+
+
 @dataclass
 class Cell:
     """One point of the grid; its runs differ in seeds only."""
@@ -98,6 +103,8 @@ class Expanded:
 
     study: StudySpec
     cells: list[Cell]
+    controls: list[Control]
+    """As the study says, or all that apply."""
     notes: list[str]
     """What could not be held equal, and which cells are one."""
 
@@ -123,45 +130,70 @@ def _validated(model: Any, data: Any) -> Any:
         raise readable(error, data) from None
 
 
-def expand(study: StudySpec, read: Callable[[JobSpec], Corpus]) -> Expanded:
+def expand(study: StudySpec, read: Read) -> Expanded:
     """All cells of a study, resolved, with what `hold` asks for carried out or said to be impossible."""
     template = _template(study)
-    corpora: dict[str, Corpus] = {}
     cells: dict[str, Cell] = {}
     jobs: list[tuple[str, JobSpec]] = []
     points = _points(study, template)
     # A field with one value in all cells does not tell them apart, so it stays out of their names.
-    varied = {k for p in points for k in p if len({repr(q.get(k)) for q in points}) > 1 and k not in SEEDS}
+    varied = {k for p in points for k in p if len({repr(q.get(k, "not said")) for q in points}) > 1 and k not in SEEDS}
     for settings in points:
-        shown = {k.split(".")[-1]: v for k, v in settings.items() if k in varied and v is not None}
-        name = " ".join(f"{v}" if k == "scheme" else f"{k}={v}" for k, v in shown.items()) or study.study
+        shown = {k.split(".")[-1]: v for k, v in settings.items() if k in varied}
+        name = " ".join(_said(k, v) for k, v in shown.items()) or study.study
         cells.setdefault(name, Cell(name, shown))
         data: dict[str, Any] = {**template, "name": f"{study.study}/{name}"}
         for key, value in settings.items():
-            if value is not None:
-                data = _with(data, key.split("."), value)
-        job = _only_speech(parse_job(data), study.hold)
-        if "cascade" in study.controls and isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "text_only":
-            job = job.model_copy(update={"evaluate": job.evaluate.model_copy(update={"cascade": True})})
-        jobs.append((name, job))
+            data = _with(data, key.split("."), value)
+        jobs.append((name, _only_speech(parse_job(data), study.hold)))
 
-    def corpus_of(job: JobSpec) -> Corpus:
-        key = f"{job.data!r} {job.evaluate.on} {job.tasks!r}"
-        if key not in corpora:
-            corpora[key] = read(job)
-        return corpora[key]
-
+    _one_run_per_seed(jobs)
     notes: list[str] = []
+    wanted = _controls(study, jobs, read)
+    jobs = [(name, _with_cascade(job, wanted)) for name, job in jobs]
     if study.hold.steps == "equal":
-        jobs = _hold_steps(jobs, corpus_of)
+        jobs = _hold_steps(jobs, read)
     if study.hold.speech_presentations == "equal":
-        jobs = _hold_presentations(jobs, corpus_of, notes)
-    if "exposure_matched" in study.controls:
-        jobs += _exposure_matched(jobs, corpus_of, cells, notes)
-    for name, job in jobs:
-        cells[name].runs.append(resolve(job, corpus_of(job)))
+        if varied & {"recipe.speech_presentations", "recipe.speech_share"}:
+            message = "the grid varies how often recordings are shown; say hold: {speech_presentations: free}"
+            raise problem("hold.speech_presentations", message, "equal")
+        jobs = _hold_presentations(jobs, read, notes)
+    known = [(name, resolve(job, read(job))) for name, job in jobs]
+    if "exposure_matched" in wanted:
+        known += _exposure_matched(known, read, cells, notes)
+    for name, job in known:
+        if job.hash not in {run.hash for run in cells[name].runs}:
+            cells[name].runs.append(job)
     _say_same(cells, notes)
-    return Expanded(study, list(cells.values()), notes)
+    return Expanded(study, list(cells.values()), wanted, notes)
+
+
+def _controls(study: StudySpec, jobs: list[tuple[str, JobSpec]], read: Read) -> list[Control]:
+    """The controls of a study: as said, else all that its task and data allow."""
+    if study.controls is not None:
+        return study.controls
+    job = jobs[0][1]
+    corpus = read(job)
+    assert corpus.test is not None, "read_corpus refuses a job without a test set"
+    heard = all(u.audio for u in corpus.test.rows)
+    forms = {corpus.tasks[u.task].answer for u in corpus.test.rows}
+    schemes = {j.recipe.scheme for _, j in jobs if isinstance(j.recipe, LimitedSpeech)}
+    learns = any("speech" in read(j).sources for _, j in jobs) and schemes != {"text_only"}
+    applies: dict[Control, bool] = {
+        "majority": True,
+        "untuned": heard,
+        "linear_probe": heard and learns and "text" not in forms,
+        "cascade": heard and "text_only" in schemes and job.tuning.method == "lora",
+        "exposure_matched": "curriculum" in schemes,
+    }
+    return [name for name, wish in applies.items() if wish]
+
+
+def _with_cascade(job: JobSpec, wanted: list[Control]) -> JobSpec:
+    """Text-only cells are scored as a cascade too, where it is a control."""
+    if "cascade" in wanted and isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "text_only":
+        return job.model_copy(update={"evaluate": job.evaluate.model_copy(update={"cascade": True})})
+    return job
 
 
 def presentations(resolved: Resolved, source: str = "speech") -> float:
@@ -183,13 +215,24 @@ def _template(study: StudySpec) -> dict[str, Any]:
     own = set(StudySpec.model_fields)
     problems = []
     for key in extra:
-        if key not in known or key == "name":
+        if key == "name":
+            problems.append(Problem(key, None, "a study is named by `study`; leave name out"))
+        elif key not in known:
             near = difflib.get_close_matches(key, known | own, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known | own))}"
             problems.append(Problem(key, None, f"unknown key; {hint}"))
     if problems:
         raise SpecError(problems)
     return extra
+
+
+def _said(key: str, value: Any) -> str:
+    """A setting in the name of its cell."""
+    if key == "scheme":
+        return str(value)
+    if value is None:
+        return "all recordings" if key in ("speech_per_label", "speech_fraction") else f"{key}=default"
+    return f"{value} per label" if key == "speech_per_label" else f"{key}={value}"
 
 
 def _points(study: StudySpec, template: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -199,6 +242,8 @@ def _points(study: StudySpec, template: Mapping[str, Any]) -> list[dict[str, Any
         at = "grid" if n == 0 else f"also[{n - 1}]"
         keys = [_field(key, template, at) for key in table]
         values = [v if isinstance(v, list) else [v] for v in table.values()]
+        if empty := [k for k, v in zip(table, values, strict=True) if not v]:
+            raise problem(f"{at}.{empty[0]}", "has no value; give at least one, or leave the key out")
         points += [dict(zip(keys, combination, strict=True)) for combination in itertools.product(*values)]
     return points
 
@@ -237,18 +282,14 @@ def _paths(template: Mapping[str, Any]) -> set[str]:
 
 
 def _with(data: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    """A copy of nested data with one value set; a recipe given by name becomes a mapping first."""
+    """A copy of nested data with one value set (None: back to the default); a recipe given by name becomes a
+    mapping first."""
     head, rest = path[0], path[1:]
     if not rest:
-        return {**data, head: value}
+        return {k: v for k, v in {**data, head: value}.items() if k != head or value is not None}
     inner = data.get(head, {})
     inner = {"name": inner} if isinstance(inner, str) else dict(inner)
     return {**data, head: _with(inner, rest, value)}
-
-
-def _steps(job: JobSpec, corpus: Corpus) -> int:
-    refuse_unbuilt(job)
-    return resolve(job, corpus).steps
 
 
 def _only_speech(job: JobSpec, hold: Hold) -> JobSpec:
@@ -260,31 +301,45 @@ def _only_speech(job: JobSpec, hold: Hold) -> JobSpec:
     return job
 
 
-def _hold_steps(
-    jobs: list[tuple[str, JobSpec]], corpus_of: Callable[[JobSpec], Corpus]
-) -> list[tuple[str, JobSpec]]:
+def _one_run_per_seed(jobs: list[tuple[str, JobSpec]]) -> None:
+    """Two runs of one cell with the same seeds would be counted as two; they come from `also` repeating `grid`."""
+    seen = set()
+    for name, job in jobs:
+        key = (name, job.seed, job.data.subset_seed)
+        if key in seen:
+            raise problem("also", f"the cell '{name}' with seed {job.seed} stands twice; take one out")
+        seen.add(key)
+
+
+def _hold_steps(jobs: list[tuple[str, JobSpec]], read: Read) -> list[tuple[str, JobSpec]]:
     """Every cell as long as the longest, so that none gets less than its own protocol."""
     given = {job.steps for _, job in jobs}
     if len(given) == 1 and None not in given:
         return jobs
-    if len(given - {None}) > 1:
-        raise problem("hold.steps", "the grid varies steps; say hold: {steps: free}", "equal")
-    most = max(_steps(job, corpus_of(job)) for _, job in jobs)
+    if len(given - {None}) > 1 or len({job.epochs for _, job in jobs}) > 1:
+        raise problem("hold.steps", "the grid varies steps or epochs; say hold: {steps: free}", "equal")
+    most = max(resolve(job, read(job)).steps for _, job in jobs)
     return [(name, job.model_copy(update={"steps": most})) for name, job in jobs]
 
 
 def _hold_presentations(
-    jobs: list[tuple[str, JobSpec]], corpus_of: Callable[[JobSpec], Corpus], notes: list[str]
+    jobs: list[tuple[str, JobSpec]], read: Read, notes: list[str]
 ) -> list[tuple[str, JobSpec]]:
-    """Mixing cells on the same recordings show them equally often; a cell that only hears them cannot."""
+    """Mixing cells on the same recordings show them equally often; what cannot be held is said."""
     groups: dict[tuple, list[int]] = {}
     shown: list[float] = []
-    for n, (_, job) in enumerate(jobs):
-        resolved = resolve(job, corpus_of(job))
+    for n, (name, job) in enumerate(jobs):
+        resolved = resolve(job, read(job))
         shown.append(presentations(resolved))
-        mixes = len(resolved.sources) > 1 and "speech" in resolved.sources
-        if mixes and isinstance(job.recipe, LimitedSpeech):
+        if len(resolved.sources) > 1 and isinstance(job.recipe, LimitedSpeech):
             groups.setdefault((resolved.sources["speech"].sha256, job.seed), []).append(n)
+        elif set(resolved.sources) == {"speech"}:
+            notes.append(
+                f"{name}: every step is speech, so at equal steps each recording is shown {shown[-1]:.1f} times"
+            )
+        elif shown[-1]:
+            notes.append(f"{name}: recipe {job.recipe.name} is not held; recordings are shown {shown[-1]:.1f} times")
+    notes[:] = dict.fromkeys(notes)
     for members in groups.values():
         most = max(shown[n] for n in members)
         if most - min(shown[n] for n in members) > 1e-6:
@@ -292,52 +347,45 @@ def _hold_presentations(
                 name, job = jobs[n]
                 knobs = {"speech_presentations": most, "speech_share": None}
                 jobs[n] = (name, job.model_copy(update={"recipe": job.recipe.model_copy(update=knobs)}))
-    held = {n for members in groups.values() for n in members}
-    free: dict[str, float] = {}
-    for n, (name, _) in enumerate(jobs):
-        if n not in held and shown[n] > 0:
-            free.setdefault(name, shown[n])
-    notes += [
-        f"{name}: every step is speech, so at equal steps each recording is shown {times:.1f} times"
-        for name, times in free.items()
-    ]
     return jobs
 
 
 def _exposure_matched(
-    jobs: list[tuple[str, JobSpec]],
-    corpus_of: Callable[[JobSpec], Corpus],
-    cells: dict[str, Cell],
-    notes: list[str],
-) -> list[tuple[str, JobSpec]]:
+    known: list[tuple[str, Resolved]], read: Read, cells: dict[str, Cell], notes: list[str]
+) -> list[tuple[str, Resolved]]:
     """For every curriculum, direct mixing that shows the recordings as often in as many steps: what is left
     between the two is the order."""
-    made: list[tuple[str, JobSpec]] = []
-    known = {resolve(job, corpus_of(job)).hash: name for name, job in jobs}
-    for name, job in jobs:
+    made: list[tuple[str, Resolved]] = []
+    for name, late in known:
+        job = late.spec
         if not (isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "curriculum"):
             continue
-        late = resolve(job, corpus_of(job))
         knobs = {"scheme": "direct_mix", "speech_presentations": presentations(late), "speech_share": None}
-        twin = job.model_copy(update={"steps": late.steps, "recipe": job.recipe.model_copy(update=knobs)})
-        same = [n for n, other in jobs if _alike(resolve(other, corpus_of(other)), resolve(twin, corpus_of(twin)))]
+        recipe = job.recipe.model_copy(update=knobs)
+        job = job.model_copy(update={"steps": late.steps, "recipe": recipe})
+        twin = resolve(job, read(job))
+        same = [other for other, run in known if _alike(run, twin)]
         if same:
             notes.append(f"{same[0]} is the exposure-matched control of {name}")
             continue
         title = f"direct_mix, exposure of {name}"
         cells.setdefault(title, Cell(title, {**cells[name].settings, "scheme": "direct_mix"}))
-        if resolve(twin, corpus_of(twin)).hash not in known:
-            made.append((title, twin))
-    notes[:] = list(dict.fromkeys(notes))
+        made.append((title, twin))
+    notes[:] = dict.fromkeys(notes)
     return made
 
 
 def _alike(a: Resolved, b: Resolved) -> bool:
-    """Whether two jobs train the same stages on the same rows with the same seed, to rounding of the mix."""
-    if a.spec.seed != b.spec.seed or a.sources.keys() != b.sources.keys() or len(a.stages) != len(b.stages):
+    """Whether two jobs differ in nothing but rounding of the mix: same single stage, rows, seed and settings."""
+    if len(a.stages) != 1 or a.steps != b.steps or abs(presentations(a) - presentations(b)) > 1e-6:
         return False
-    rows = all(a.sources[n].sha256 == b.sources[n].sha256 for n in a.sources)
-    return rows and a.steps == b.steps and abs(presentations(a) - presentations(b)) < 1e-6
+
+    def rest(job: Resolved) -> dict[str, Any]:
+        spec = job.spec.model_dump(mode="json", exclude={"name", "tags", "recipe", "steps", "resources"})
+        pins = {name: pin.sha256 for name, pin in job.sources.items()}
+        return {"spec": spec, "pins": pins, "optimizer": job.stages[0].optimizer, "trains": job.stages[0].trainable}
+
+    return rest(a) == rest(b)
 
 
 def _say_same(cells: dict[str, Cell], notes: list[str]) -> None:

@@ -102,19 +102,28 @@ class LimitedSpeech(Spec):
     def _mixed(self, abundant: str, many: int, few: int, budget: Budget) -> list[Stage]:
         """Direct mixing and curriculum at the same number of steps and of speech presentations."""
         batch = budget.global_batch
+
+        def mixed_steps(steps: int) -> int:
+            if self.scheme == "direct_mix":
+                return steps
+            if steps < 2:
+                message = "a curriculum needs at least 2 steps; raise steps or epochs"
+                raise problem("recipe.scheme", message, "curriculum")
+            return min(max(1, round(steps * self.late_share)), steps - 1)
+
         if self.speech_share is not None:
             if not 0 < self.speech_share < 1:
                 raise problem("recipe.speech_share", "mixing needs a share between 0 and 1", self.speech_share)
             steps = budget.steps_for(budget.epochs * many / (1 - self.speech_share))
-            late = steps if self.scheme == "direct_mix" else max(1, round(steps * self.late_share))
+            late = mixed_steps(steps)
             share = self.speech_share
         else:
             times = self.speech_presentations
-            epochs = budget.epochs * few if times == "per_epoch" else few * (1 if times in (None, "once") else times)
-            steps = budget.steps_for(budget.epochs * many + epochs)
-            late = steps if self.scheme == "direct_mix" else max(1, round(steps * self.late_share))
+            wanted = budget.epochs * few if times == "per_epoch" else few * (1 if times in (None, "once") else times)
+            steps = budget.steps_for(budget.epochs * many + wanted)
+            late = mixed_steps(steps)
             # per_epoch: in proportion to the rows, which is exactly what plain fine-tuning does.
-            overall = few / (many + few) if times == "per_epoch" else epochs / (steps * batch)
+            overall = few / (many + few) if times == "per_epoch" else wanted / (steps * batch)
             shown = overall * steps * batch
             share = overall if self.scheme == "direct_mix" else overall * steps / late
             if share > 1:
@@ -128,8 +137,6 @@ class LimitedSpeech(Spec):
         if self.scheme == "direct_mix":
             rest = many / (many + few) if self.speech_presentations == "per_epoch" else 1 - share
             return [_stage("direct_mix", steps, {abundant: rest, "speech": share}, budget, budget.optimizer)]
-        if steps < 2:
-            raise problem("recipe.scheme", "a curriculum needs at least 2 steps; raise steps or epochs", "curriculum")
         optimizer = budget.optimizer
         gentler = optimizer.model_copy(
             update={
@@ -137,7 +144,6 @@ class LimitedSpeech(Spec):
                 "warmup_ratio": optimizer.warmup_ratio * self.late_warmup_ratio,
             }
         )
-        late = min(late, steps - 1)
         mix = {"speech": 1.0} if share >= 1 else {abundant: 1 - share, "speech": share}
         return [
             _stage(f"{abundant}_first", steps - late, {abundant: 1.0}, budget, optimizer),
