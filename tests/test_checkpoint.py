@@ -1,10 +1,12 @@
+import contextlib
 import json
+import threading
 
 import pytest
 import torch
 import toy
 
-from trainer.checkpoint import attempts, load_optimizer, newest, optimizer_bytes, read_log
+from trainer.checkpoint import attempts, claim, load_optimizer, newest, optimizer_bytes, read_log
 from trainer.families import load
 from trainer.store import FolderStore
 
@@ -15,18 +17,30 @@ def world(tmp_path_factory):
     return toy.base(folder / "base"), toy.data(folder / "data")
 
 
-def train(world, store, attempt=1, steps=9, **options):
-    """Runs the toy job to `steps` steps; returns (model, events)."""
+class Killed(Exception):  # noqa: N818
+    """Ends a run as a crash does: nothing is written any more."""
+
+
+def train(world, store, attempt=1, steps=8, **options):
+    """Runs the toy job until it is killed after `steps` steps; returns (model, events, loop)."""
     resolved, corpus = toy.resolved(*world)
     model = load(world[0], tuning=resolved.spec.tuning)
-    told = iter(["continue"] * (steps - 1) + ["abort"])
+    left = iter(range(steps))
     events = []
-    options = {"store": store, "attempt": attempt, "sink": events.append, "control": lambda: next(told), **options}
+
+    def control():
+        if next(left, None) is None:
+            raise Killed
+        return "continue"
+
+    options = {"store": store, "attempt": attempt, "sink": events.append, "control": control, **options}
     loop = toy.loop(resolved, corpus, model, **options)
     found = newest(store, events.append)
     if found:
         loop.resume(found)
-    return model, events, loop.run()
+    with contextlib.suppress(Killed):
+        loop.run()
+    return model, events, loop
 
 
 def test_layout_and_state(world, tmp_path):
@@ -62,7 +76,7 @@ def test_steps_done_again_appear_once(world, tmp_path):
     store = FolderStore(tmp_path)
     _, _, cut = train(world, store, steps=5)
     assert cut.step == 5  # steps 5 of attempt 1 has no checkpoint: it is done again
-    _, events, outcome = train(world, store, attempt=2, steps=99, control=lambda: "continue")
+    _, events, outcome = train(world, store, attempt=2, steps=99)
     assert [e["step"] for e in events if e["kind"] == "step"] == [5, 6, 7, 8, 9]
     log = [e for e in read_log(store, outcome.logs) if e["kind"] == "step"]
     assert [e["step"] for e in log] == list(range(1, 10))
@@ -91,8 +105,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(world, tmp_path, da
     said = [e["message"] for e in events]
     assert len(said) == (damage != "uncommitted")  # without its manifest a checkpoint was never there
     assert all("attempts/1/checkpoints/8 is passed over" in m for m in said)
-    calm, _, _ = train(world, FolderStore(tmp_path / "calm"), steps=99, control=lambda: "continue")
-    resumed, _, _ = train(world, store, attempt=2, steps=99, control=lambda: "continue")
+    calm, _, _ = train(world, FolderStore(tmp_path / "calm"), steps=99)
+    resumed, _, _ = train(world, store, attempt=2, steps=99)
     assert resumed.files() == calm.files()
 
 
@@ -116,3 +130,17 @@ def test_budget_left_by_out_of_memory_is_kept(world, tmp_path):
     assert found is not None
     loop.resume(found)
     assert (loop.step, loop.budget) == (4, 123)
+
+
+def test_every_attempt_has_a_number_of_its_own(tmp_path):
+    store, numbers = FolderStore(tmp_path), []
+    store.put("attempts/3/result.json", b"{}")
+    threads = [threading.Thread(target=lambda: numbers.append(claim(FolderStore(tmp_path)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(4, 12))
+    assert attempts(store) == list(range(3, 12))
+    claims = [json.loads(store.get(f"attempts/{n}/claim.json"))["claim"] for n in numbers]
+    assert len(set(claims)) == 8

@@ -127,8 +127,10 @@ def test_modalities_follow_what_the_rows_have(test_set):
     assert modalities(wordless, Evaluate()) == ["speech"]
     with pytest.raises(ValueError, match="needs recordings"):
         modalities(mute, Evaluate(cascade=True))
-    with pytest.raises(ValueError, match="has no recording"):
-        modalities([mute[0], wordless[1]], Evaluate())
+    with pytest.raises(ValueError, match="test-0 has no recording, 8 others have one"):
+        modalities([mute[0], *rows[1:]], Evaluate())
+    with pytest.raises(ValueError, match="test-1 has neither a recording nor a transcript"):
+        modalities([mute[0], replace(mute[1], text=None)], Evaluate())
 
 
 def test_limit_takes_a_fixed_sample_whatever_the_order(test_set):

@@ -5,10 +5,13 @@ import pytest
 import torch
 import toy
 
+from trainer.checkpoint import newest
 from trainer.families import load
 from trainer.fields import SpecError
+from trainer.memory import out_of_memory
 from trainer.schedule import lr_scale
 from trainer.stage import Optimizer, Trainable
+from trainer.store import FolderStore
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +117,45 @@ def test_out_of_memory_repeats_the_step_with_half(job, world, monkeypatch):
     assert model.files() == calm.files()
 
 
-def test_one_example_that_does_not_fit_ends_the_run_with_its_reason(job, world, monkeypatch):
+def kept(loop):
+    """What a later attempt would go on from: nothing since the last checkpoint is lost."""
+    found = newest(loop.store, lambda event: None)
+    assert found is not None
+    assert (found.step, found.adapter, found.logs) == (loop.step, loop.model.files(), loop.logs)
+    return found
+
+
+def test_one_example_that_does_not_fit_ends_the_run_with_its_reason(job, world, monkeypatch, tmp_path):
     resolved, corpus = job
     model = model_for(resolved, world)
-    before = model.files()
-    loop = toy.loop(resolved, corpus, model)
-    memory_of(0, loop, monkeypatch)
+    loop = toy.loop(resolved, corpus, model, store=FolderStore(tmp_path), checkpoint_every=100)
+    whole = loop._backward
+
+    def backward(stage, examples, first):
+        if loop.step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(stage, examples, first)
+
+    monkeypatch.setattr(loop, "_backward", backward)
     outcome = loop.run()
-    assert (outcome.reason, outcome.step) == ("out_of_memory", 0)
-    assert model.files() == before
+    assert (outcome.reason, outcome.step) == ("out_of_memory", 3)
+    assert kept(loop).budget == 1000  # what did not help is not handed on
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: not enough memory: you tried to allocate"],
+)  # fmt: skip
+def test_memory_is_known_by_its_words(words):
+    assert out_of_memory(RuntimeError(words))
+    assert not out_of_memory(ValueError(words))
+
+
+def test_other_words_are_no_lack_of_memory():
+    for words in ("CUDA error: an illegal memory access was encountered", "CUBLAS_STATUS_EXECUTION_FAILED"):
+        assert not out_of_memory(RuntimeError(words))
+    assert out_of_memory(torch.OutOfMemoryError("any"))
 
 
 def test_other_errors_are_not_taken_for_memory(job, world, monkeypatch):
@@ -138,10 +171,10 @@ def test_other_errors_are_not_taken_for_memory(job, world, monkeypatch):
 
 
 @pytest.mark.parametrize("poison", [math.inf, math.nan])
-def test_a_step_that_is_not_finite_stops_before_the_weights_change(job, world, monkeypatch, poison):
+def test_a_step_that_is_not_finite_stops_before_the_weights_change(job, world, monkeypatch, poison, tmp_path):
     resolved, corpus = job
     model = model_for(resolved, world)
-    loop = toy.loop(resolved, corpus, model)
+    loop = toy.loop(resolved, corpus, model, store=FolderStore(tmp_path), checkpoint_every=3)
     whole, states = loop._gradients, []
 
     def gradients(*arguments):
@@ -157,15 +190,18 @@ def test_a_step_that_is_not_finite_stops_before_the_weights_change(job, world, m
     assert "step 5" in outcome.message
     assert "peak_lr" in outcome.message
     assert model.files() == states[-1]
+    kept(loop)
 
 
-def test_control_is_obeyed_after_the_step(job, world):
+def test_control_is_obeyed_after_the_step(job, world, tmp_path):
     resolved, corpus = job
     for action, reason in (("abort", "user"), ("checkpoint_and_exit", "yielded")):
         told = iter(["continue", "continue", action])
-        loop = toy.loop(resolved, corpus, model_for(resolved, world), control=lambda t=told: next(t))
+        options = {"control": lambda t=told: next(t), "store": FolderStore(tmp_path / action)}
+        loop = toy.loop(resolved, corpus, model_for(resolved, world), **options)
         outcome = loop.run()
         assert (outcome.reason, outcome.step) == (reason, 3)
+        kept(loop)
     loop = toy.loop(resolved, corpus, model_for(resolved, world), control=lambda: "dance")
     with pytest.raises(ValueError, match="'dance'"):
         loop.run()

@@ -144,6 +144,38 @@ def test_cached_states_do_not_depend_on_the_batch_nor_on_the_cache(folder, tmp_p
     assert len(warm) == len(WAVES)
 
 
+def test_cached_states_stay_within_their_bytes_and_come_back_from_disk(tmp_path):
+    def states(value, dtype=np.float32):
+        return np.full((5, 4), value, dtype)
+
+    cache = FeatureCache(limit=2 * states(0).nbytes)
+    for n in range(2):
+        cache.put("e", f"w{n}", states(n))
+    assert cache.get("e", "w0") is not None  # used last, so w1 goes
+    assert (cache.put("e", "w2", states(2)) == 2).all()
+    assert cache.get("e", "w1") is None
+    assert cache.bytes == cache.limit
+    assert len(cache) == 2
+    cache.put("e", "w2", states(3))
+    assert cache.bytes == cache.limit
+    assert FeatureCache(limit=1).put("e", "w", states(7)).mean() == 7  # used, though not kept
+    small = FeatureCache(tmp_path, limit=1)
+    for dtype in (np.float32, np.float16):
+        small.put("e", np.dtype(dtype).name, states(1, dtype))
+        found = small.get("e", np.dtype(dtype).name)
+        assert found is not None
+        assert found.dtype == dtype
+        assert len(small) == 0
+
+
+def test_a_cache_too_small_for_anything_changes_no_bit(folder):
+    roomy, narrow = load(folder), load(folder, cache=FeatureCache(limit=0))
+    for _ in range(2):
+        for a, b in zip(roomy.audio_states(WAVES), narrow.audio_states(WAVES), strict=True):
+            assert torch.equal(a, b)
+    assert len(narrow.cache) == 0
+
+
 def test_cache_tells_encoders_apart(folder, tmp_path):
     cache = FeatureCache()
     one = load(folder, cache=cache).audio_states(WAVES[:1])[0]

@@ -1,19 +1,23 @@
 import json
+import re
+import signal
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 import toy
 from safetensors.torch import load as tensors_of
 
 from trainer.__main__ import main
-from trainer.families import load
+from trainer.families import check_loaded, load
 from trainer.fields import SpecError
 from trainer.plan import StagePlan, plan_stage
 from trainer.ranks import spawn
 from trainer.result import Result
-from trainer.run import run
+from trainer.run import own_device, run
 from trainer.store import FolderStore
+from trainer.terminal import Limit, Stop
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +127,120 @@ def test_a_warm_process_gives_the_same_bits(done, world, tmp_path):
         assert again.scores == result.scores
 
 
+@pytest.fixture(scope="module")
+def another(tmp_path_factory):
+    return toy.base(tmp_path_factory.mktemp("another") / "base", seed=5)
+
+
+@pytest.mark.parametrize(
+    ("which", "changes", "message"),
+    [("another", {}, r"base: the job was resolved with .*base \(files:.*\), loaded is other \(files:"),
+     ("same", {"precision": "bf16"}, "precision: the job computes in bf16 on cpu, other is loaded in fp32"),
+     ("half", {}, "precision: the job computes in fp32 on cpu, other is loaded in bf16")],
+)  # fmt: skip
+def test_a_lent_model_that_is_not_the_jobs_is_refused(world, another, tmp_path, which, changes, message):
+    resolved, corpus = toy.resolved(*world, **changes)
+    dtype = torch.bfloat16 if which == "half" else torch.float32
+    model = load(another if which == "another" else world[0], name="other", dtype=dtype)
+    result = run(resolved, FolderStore(tmp_path), corpus=corpus, model=model, threads=1)
+    assert (result.reason, result.steps) == ("invalid_spec", 0)
+    assert re.search(message, result.message)
+    assert not model.trained
+
+
+def test_a_lent_model_of_the_hub_is_known_by_name_and_commit(world):
+    resolved, _ = toy.resolved(*world)
+    spec = resolved.spec.model_copy(update={"base": "owner/name"})
+    model = load(world[0], name="owner/name")
+    check_loaded(model, spec, None, "fp32")
+    check_loaded(model, spec, "main", "fp32")
+    with pytest.raises(SpecError, match=r"owner/name \(0000.*loaded is owner/name \(base\)"):
+        check_loaded(model, spec, "0" * 40, "fp32")
+    with pytest.raises(SpecError, match=r"owner/name \(not pinned\), loaded is owner/other"):
+        check_loaded(load(world[0], name="owner/other"), spec, None, "fp32")
+
+
+def test_a_base_that_changed_since_it_was_resolved_is_refused(world, tmp_path):
+    folder = toy.base(tmp_path / "base")
+    resolved, corpus = toy.resolved(folder, world[1])
+    toy.base(folder, seed=5)
+    result = run(resolved, FolderStore(tmp_path / "out"), corpus=corpus, threads=1)
+    assert (result.reason, result.steps) == ("invalid_spec", 0)
+    assert "resolve the job again" in result.message
+
+
+def test_a_family_unlike_the_bases_is_refused_before_training(world, tmp_path, monkeypatch):
+    resolved, corpus = toy.resolved(*world, family="qwen2_audio")
+    monkeypatch.setattr("trainer.families.family_of", lambda folder: "another_family")
+    result = run(resolved, FolderStore(tmp_path), corpus=corpus, threads=1)
+    assert (result.reason, result.steps) == ("invalid_spec", 0)
+    assert "is of the family another_family (given: 'qwen2_audio')" in result.message
+
+
+def test_ranks_go_round_the_gpus():
+    assert [own_device(rank, 0) for rank in range(2)] == ["cpu", "cpu"]
+    assert [own_device(rank, 2) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+
+
+def test_two_attempts_at_once_both_come_to_their_end(done, world, tmp_path):
+    """The second begins, trains and finishes in the middle of the first."""
+    calm, _, _ = done
+    store, others, notes = FolderStore(tmp_path), [], []
+
+    def meanwhile(event):
+        if event["kind"] == "step" and event["step"] == 3 and not others:
+            others.append(go(world, store))
+        notes.extend([event["message"]] if event["kind"] == "note" else [])
+
+    result = go(world, store, sink=meanwhile)
+    (other,) = others
+    assert (other.outcome, other.attempt) == ("succeeded", 2)
+    assert result == other
+    assert notes == ["attempt 2 finished before this one; its result stays the job's"]
+    first = Result.model_validate_json(store.get("attempts/1/result.json"))
+    assert (first.outcome, first.attempts, first.scores) == ("succeeded", [1, 2], calm.scores)
+    assert Result.model_validate_json(store.get("final.json")) == other
+
+
+def test_the_cause_of_a_late_failure_is_not_masked(world, tmp_path, monkeypatch):
+    store = FolderStore(tmp_path)
+    put = store.put
+
+    def full(key, data):
+        if key == "final.json":
+            raise OSError("disk full")
+        put(key, data)
+
+    monkeypatch.setattr(store, "put", full)
+    with pytest.raises(OSError, match="disk full"):
+        go(world, store)
+    assert Result.model_validate_json(store.get("attempts/1/result.json")).outcome == "succeeded"
+
+
+def test_a_time_limit_ends_with_a_checkpoint_and_says_so(world, tmp_path):
+    store, now = FolderStore(tmp_path), iter(range(0, 1000, 10))
+    result = go(world, store, control=Limit(35, clock=lambda: next(now)))
+    assert (result.outcome, result.reason, result.steps) == ("yielded", "timeout", 4)
+    assert "resources.time" in result.message
+    assert result.checkpoint == "attempts/1/checkpoints/4"
+    assert go(world, store, control=Limit(None)).outcome == "succeeded"
+
+
+def test_a_signal_and_the_limit_share_one_control():
+    was = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        now = iter([0, 1, 99])
+        stop = Stop(Limit(50, clock=lambda: next(now)))
+        assert (stop(), stop.reason) == ("continue", None)
+        assert (stop(), stop.reason) == ("checkpoint_and_exit", "timeout")
+        asked = Stop(Limit(None))
+        signal.raise_signal(signal.SIGINT)
+        assert (asked(), asked.reason) == ("checkpoint_and_exit", None)
+    finally:
+        for number, handler in was.items():
+            signal.signal(number, handler)
+
+
 def test_bad_data_leaves_a_result_with_reason_and_log(world, tmp_path):
     folder = toy.data(tmp_path / "data")
     resolved, corpus = toy.resolved(world[0], folder)
@@ -148,6 +266,17 @@ def test_changed_data_is_refused(world, tmp_path):
     result = run(resolved, FolderStore(tmp_path / "out"), roots=[folder], threads=1)
     assert (result.reason, result.steps) == ("invalid_data", 0)
     assert "data.text" in result.message
+    assert "has changed" in result.message
+
+
+def test_a_changed_test_set_is_refused(world, tmp_path):
+    folder = toy.data(tmp_path / "data")
+    resolved, _ = toy.resolved(world[0], folder)
+    path = folder / "speech/test.jsonl"
+    path.write_text(path.read_text().replace("tone 4 is", "the tone 4 is"))
+    result = run(resolved, FolderStore(tmp_path / "out"), roots=[folder], threads=1)
+    assert (result.reason, result.steps) == ("invalid_data", 0)
+    assert "evaluate.on: " in result.message
     assert "has changed" in result.message
 
 
@@ -232,3 +361,11 @@ def test_command_line(world, tmp_path, capsys):
     spec.write_text(spec.read_text().replace('"global_batch":8', '"global_bach":8'))
     assert main(command) == 2
     assert "did you mean 'global_batch'?" in capsys.readouterr().err
+
+
+def test_command_line_keeps_the_time_limit(world, tmp_path, capsys):
+    resolved, _ = toy.resolved(*world, resources={"time": "0s"})
+    spec = tmp_path / "job.json"
+    spec.write_text(resolved.spec.model_dump_json(by_alias=True, exclude_unset=True))
+    assert main([str(spec), "--out", str(tmp_path / "out"), "--data-root", str(world[1])]) == 1
+    assert "timeout after 1 of 9 steps: the time limit" in capsys.readouterr().out

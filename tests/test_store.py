@@ -22,8 +22,6 @@ from trainer.store import (
     StoreError,
     commit,
     commits,
-    fetch_commit,
-    newest_commit,
     open_store,
     read_commit,
 )
@@ -140,13 +138,12 @@ class TestObjects:
 
 
 class TestCommits:
-    def test_a_commit_is_read_back_and_fetched(self, store, tmp_path):
+    def test_a_commit_is_read_back(self, store, tmp_path):
         (tmp_path / "w").write_bytes(b"weights")
         made = commit(store, "ck/10", {"state.json": b"{}", "adapter/w": tmp_path / "w"})
         assert [entry["path"] for entry in made["files"]] == ["adapter/w", "state.json"]
         assert read_commit(store, "ck/10") == made
-        assert fetch_commit(store, "ck/10", tmp_path / "got") == made
-        assert (tmp_path / "got" / "adapter" / "w").read_bytes() == b"weights"
+        assert store.get("ck/10/adapter/w") == b"weights"
         again = commit(store, "ck/10", {"state.json": b"{}", "adapter/w": b"weights"})
         assert again == made
 
@@ -154,9 +151,9 @@ class TestCommits:
         store.put("ck/10/state.json", b"{}")
         with pytest.raises(MissingError):
             read_commit(store, "ck/10")
-        assert newest_commit(store, "ck") is None
+        assert list(commits(store, "ck")) == []
 
-    def test_the_newest_is_by_number_and_whole(self, store):
+    def test_the_newest_by_number_is_first_and_checked_when_read(self, store):
         for step in (9, 10, 100):
             commit(store, f"ck/{step}", {"state.json": str(step).encode()})
         commit(store, "ck/notes", {"a": b""})
@@ -167,9 +164,11 @@ class TestCommits:
         store.put("ck/400/manifest.json", b"[1, 2")
         store.put("ck/500/manifest.json", b'{"files": [1]}')
         assert list(commits(store, "ck")) == ["ck/500", "ck/400", "ck/300", "ck/100", "ck/10", "ck/9"]
-        assert newest_commit(store, "ck") == "ck/100"
+        for broken in ("ck/500", "ck/400", "ck/300"):
+            with pytest.raises(DamagedError, match=broken):
+                read_commit(store, broken)
 
-    def test_damage_names_the_file(self, store, tmp_path):
+    def test_damage_names_the_file(self, store):
         entry = {"path": "lost", "bytes": 1, "sha256": "0" * 64}
         store.put("ck/1/manifest.json", json.dumps({"files": [entry]}).encode())
         with pytest.raises(DamagedError, match="ck/1/lost"):
@@ -177,14 +176,12 @@ class TestCommits:
         store.put("ck/1/lost", b"xyz")
         with pytest.raises(DamagedError, match=r"ck/1/lost.*3 bytes"):
             read_commit(store, "ck/1")
-        with pytest.raises(DamagedError, match="ck/1/lost"):
-            fetch_commit(store, "ck/1", tmp_path)
 
-    def test_a_manifest_cannot_reach_outside_the_folder(self, store, tmp_path):
+    def test_a_manifest_cannot_reach_outside_the_store(self, store):
         entry = {"path": "../evil", "bytes": 0, "sha256": "0" * 64}
         store.put("ck/1/manifest.json", json.dumps({"files": [entry]}).encode())
         with pytest.raises(StoreError, match="key"):
-            fetch_commit(store, "ck/1", tmp_path / "in")
+            read_commit(store, "ck/1")
 
     def test_the_name_of_the_manifest_is_taken(self, store):
         with pytest.raises(StoreError, match="manifest"):
@@ -199,7 +196,20 @@ class TestFolder:
         (tmp_path / "ck/2/a").write_bytes(b"abd")
         with pytest.raises(DamagedError, match="ck/2/a"):
             read_commit(store, "ck/2")
-        assert newest_commit(store, "ck") == "ck/1"
+        assert read_commit(store, "ck/1")
+
+    def test_without_hard_links_files_are_written_once_too(self, tmp_path, monkeypatch):
+        def refused(*_):
+            raise PermissionError("Operation not permitted")
+
+        monkeypatch.setattr("os.link", refused)
+        store = FolderStore(tmp_path)
+        store.put("k", b"one")
+        store.put("k", b"one")
+        with pytest.raises(ConflictError, match="k: exists"):
+            store.put("k", b"two")
+        assert store.get("k") == b"one"
+        assert [p.name for p in tmp_path.iterdir()] == ["k"]
 
     def test_leftovers_of_a_dead_writer_are_not_listed_and_go(self, tmp_path):
         store = FolderStore(tmp_path)
@@ -234,6 +244,25 @@ class TestS3:
         with pytest.raises(ConflictError):
             store.put("k", b"two")
         assert store.get("k") == b"one"
+
+    def test_files_too_large_for_one_put_are_written_once_too(self, moto_endpoint, monkeypatch, tmp_path):
+        store = s3_store(moto_endpoint, "test", "test")
+        monkeypatch.setattr("trainer.s3_store.LARGEST_PUT", 2)
+        upload, sent = store.client.upload_fileobj, []
+
+        def counted(file, bucket, name):
+            sent.append(name)
+            upload(file, bucket, name)
+
+        monkeypatch.setattr(store.client, "upload_fileobj", counted)
+        for content in (b"first", b"first"):
+            (tmp_path / "f").write_bytes(content)
+            store.put_file("big", tmp_path / "f")
+        (tmp_path / "f").write_bytes(b"other")
+        with pytest.raises(ConflictError, match="big"):
+            store.put_file("big", tmp_path / "f")
+        assert store.get("big") == b"first"
+        assert len(sent) == 1
 
     def test_more_keys_than_one_page_holds(self, moto_endpoint):
         store = s3_store(moto_endpoint, "test", "test")

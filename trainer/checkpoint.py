@@ -1,5 +1,6 @@
 """Checkpoints of a run, and the log segments that belong to them. Written once; whole, or not there.
 
+    attempts/<no>/claim.json
     attempts/<no>/checkpoints/<step>/{adapter/…, optimizer.safetensors, state.json, manifest.json}
     attempts/<no>/log/<from>-<to>.jsonl
  `step` counts finished steps over all stages. A log segment counts only with the checkpoint that ends it, so
@@ -8,6 +9,8 @@ by step.
 """
 
 import json
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from trainer.store import DamagedError, MissingError, Store, commit, commits, read_commit
+from trainer.store import ConflictError, DamagedError, MissingError, Store, commit, commits, read_commit
 
 
 @dataclass
@@ -40,6 +43,18 @@ def attempts(store: Store) -> list[int]:
     """Numbers of the attempts that have left anything, rising."""
     parts = {key.split("/")[1] for key in store.list("attempts/")}
     return sorted(int(p) for p in parts if p.isdecimal())
+
+
+def claim(store: Store) -> int:
+    """A number above every attempt's so far, for this attempt alone: of two that ask at once, each gets its own."""
+    number = max(attempts(store), default=0) + 1
+    mine = json.dumps({"claim": uuid.uuid4().hex, "at": round(time.time(), 3)}).encode() + b"\n"
+    while True:
+        try:
+            store.put(f"attempts/{number}/claim.json", mine)
+            return number
+        except ConflictError:
+            number += 1
 
 
 def write(store: Store, attempt: int, checkpoint: Checkpoint, log: list[dict], since: int) -> str:

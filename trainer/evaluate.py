@@ -21,13 +21,19 @@ BATCH_TOKENS = 8192
 
 
 def modalities(utterances: Sequence, evaluate: Evaluate) -> list[str]:
-    """What a test set is scored as: speech where all rows have a recording, text where all have a transcript
-    and it is the only way or the twin is wanted, the cascade on request."""
-    heard = all(u.audio for u in utterances)
-    read = all(u.text for u in utterances)
+    """What a test set is scored as: speech where the rows have recordings, text where all have a transcript and
+    it is the only way or the twin is wanted, the cascade on request. DataError where only some rows have a
+    recording: a number over both would be neither."""
+    mute = [u.id for u in utterances if not u.audio]
+    if mute and len(mute) < len(utterances):
+        raise DataError(
+            f"test utterance {mute[0]} has no recording, {len(utterances) - len(mute)} others have one; record the "
+            f"{len(mute)} without, or test on the others alone"
+        )
+    heard, read = not mute, all(u.text for u in utterances)
     if not (heard or read):
-        missing = next(u.id for u in utterances if not u.audio)
-        raise DataError(f"test utterance {missing} has no recording, and not all rows have a transcript")
+        missing = next(u.id for u in utterances if not u.text)
+        raise DataError(f"test utterance {missing} has neither a recording nor a transcript")
     if evaluate.cascade and not heard:
         raise DataError("evaluate.cascade needs recordings of all test utterances")
     wanted = [(SPEECH, heard), (TEXT, read and (evaluate.text_twin or not heard)), (CASCADE, evaluate.cascade)]

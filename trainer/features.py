@@ -6,6 +6,7 @@ signal in a 30-s padded window; with them, trimmed and padded encoders agree.
 
 import hashlib
 import os
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ RIGHT_FRAMES = 2
 FEWEST_FRAMES = 32
 """The transform is made over at least this many frames: narrower matrix products take another BLAS path and
 differ in the last bit."""
+
+
+LIMIT = 4 << 30
+"""Bytes of encoder states kept in memory unless told otherwise."""
 
 
 class Mel:
@@ -54,13 +59,17 @@ def wave_key(wave: np.ndarray) -> str:
 class FeatureCache:
     """Encoder states by (encoder key, wave key), in memory and, with `folder`, on disk.
 
+    `limit` bytes are kept in memory; beyond them what was used longest ago goes, and is read from disk or made
+    again when it is asked for: the same bits either way.
+
     A value is always made from one clip alone and is used as stored, also right after it was made: so what
     the model sees does not depend on who else was in the batch, nor on whether the cache was warm.
     """
 
-    def __init__(self, folder: str | Path | None = None):
+    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT):
         self._folder = Path(folder) if folder else None
-        self._values: dict[tuple[str, str], np.ndarray] = {}
+        self.limit, self.bytes = limit, 0
+        self._values: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -68,15 +77,18 @@ class FeatureCache:
     def get(self, encoder: str, wave: str) -> np.ndarray | None:
         """The stored states (vectors, width), or None."""
         found = self._values.get((encoder, wave))
-        if found is None and self._folder is not None:
+        if found is not None:
+            self._values.move_to_end((encoder, wave))
+        elif self._folder is not None:
             path = self._path(encoder, wave)
             if path.exists():
-                found = self._values[encoder, wave] = load_file(path)["states"]
+                found = load_file(path)["states"]
+                self._keep((encoder, wave), found)
         return found
 
     def put(self, encoder: str, wave: str, states: np.ndarray) -> np.ndarray:
-        """Stores the states of one clip and returns what is stored."""
-        self._values[encoder, wave] = states
+        """Stores the states of one clip, in their own dtype, and returns what is stored."""
+        self._keep((encoder, wave), states)
         if self._folder is not None:
             path = self._path(encoder, wave)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +96,14 @@ class FeatureCache:
             save_file({"states": states}, part)
             part.replace(path)
         return states
+
+    def _keep(self, key: tuple[str, str], states: np.ndarray) -> None:
+        before = self._values.pop(key, None)
+        self.bytes += states.nbytes - (0 if before is None else before.nbytes)
+        self._values[key] = states
+        while self.bytes > self.limit:
+            _, gone = self._values.popitem(last=False)
+            self.bytes -= gone.nbytes
 
     def _path(self, encoder: str, wave: str) -> Path:
         assert self._folder is not None

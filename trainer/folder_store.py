@@ -41,13 +41,12 @@ class FolderStore:
                 os.fsync(file.fileno())
             try:
                 os.link(temporary, target)  # unlike a rename, never replaces what another just wrote
-            except FileExistsError:
-                if file_digest(temporary) != file_digest(target):
-                    raise ConflictError(f"{key}: exists in {self.root} with other bytes") from None
-            except OSError:  # a file system without hard links
+            except OSError:
                 if target.exists():
-                    raise ConflictError(f"{key}: exists in {self.root}") from None
-                os.rename(temporary, target)
+                    if file_digest(temporary) != file_digest(target):
+                        raise ConflictError(f"{key}: exists in {self.root} with other bytes") from None
+                else:  # a file system without hard links: whole, but of two writers at once the later one wins
+                    os.rename(temporary, target)
             _sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)

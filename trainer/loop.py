@@ -152,7 +152,6 @@ class Loop:
             if action == "abort":
                 return self._stop("user", "aborted on request")
             if action == "checkpoint_and_exit":
-                self._save()
                 return self._stop("yielded", "checkpoint written on request; the next attempt goes on from it")
             if self.step % self.checkpoint_every == 0:
                 self._save()
@@ -165,6 +164,7 @@ class Loop:
         Returns the last trial, the reduced figures [tokens, loss, row losses…] (None: out of memory for good)
         and the strongest action that any rank was told.
         """
+        before = self.budget
         while True:
             rows = torch.zeros(self.global_batch)
             trial, smallest = self._try(stage, plan, presented, rows)
@@ -180,6 +180,7 @@ class Loop:
             if not figures[0]:
                 return trial, torch.cat([figures[5:].double(), rows.double()]), told[-1]
             if figures[1]:
+                self.budget = before  # smaller ones did not help, so a later attempt need not begin with them
                 return trial, None, told[-1]
             self.budget //= 2
             if torch.cuda.is_available():
@@ -275,4 +276,6 @@ class Loop:
         self._unsaved, self._saved_at = [], self.step
 
     def _stop(self, reason: str, message: str) -> Outcome:
+        """Ends the loop after the last good step, whose state is kept: whatever the reason, the weights are its."""
+        self._save()
         return Outcome(self.step, reason, message, self.logs)

@@ -10,7 +10,7 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +35,17 @@ class ReportRow:
     speech_fraction: float | None
     """The share of all recordings that these are; None where that says nothing."""
     speech_presentations: float
-    """How often each of them was shown (realised)."""
+    """How often each of them was to be shown, on average (requested)."""
     runs: Mapping[Seed, Rows]
     """Prediction rows by training seed; None for what has no seed. One task and one modality."""
     kind: Literal["cell", "control"] = "cell"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else tells cells apart, by field; scheme and share of the recordings may be among it."""
+
+    def others(self) -> frozenset[tuple[str, str]]:
+        """Settings besides scheme and recordings."""
+        told = ("scheme", "speech_fraction", "speech_per_label")
+        return frozenset((k, repr(v)) for k, v in self.settings.items() if k.split(".")[-1] not in told)
 
     def seeds(self) -> list[Seed]:
         """Seeds in a fixed order."""
@@ -120,10 +127,11 @@ def write_report(
     interval. notes: sentences for the end, such as what `hold` could not hold. paired_seeds: as of `compare`,
     used where two rows have the same three or more seeds.
 
-    Asked of every study: each cell against the one before it; the curriculum against direct mixing and its
-    exposure-matched control at the same recordings; each cell against the linear probe. Their p values are also
-    given after Holm's adjustment, `p_holm`. Raises ValueError for repeated names, an unknown reference or
-    metric, a row that mixes tasks or modalities, and rows over different utterances.
+    Asked of every study: each scheme with more recordings against itself with fewer; schemes against each other on
+    the same recordings, the curriculum also against direct mixing with its exposure; the next value of any other
+    setting; each cell against the linear probe on as many recordings. Rows that answer alike are not asked about.
+    The p values are also given after Holm's adjustment, `p_holm`. Raises ValueError for repeated names, an unknown
+    reference or metric, a row that mixes tasks or modalities, and rows over different utterances.
     """
     scored = score_rows(rows, metric, reference=reference, confidence=confidence, paired_seeds=paired_seeds)
     document = _document(scored, study, base, notes)
@@ -198,20 +206,44 @@ def probe_for(cell: ReportRow, rows: Sequence[ReportRow]) -> ReportRow | None:
 
 
 def _pairs(rows: Sequence[ReportRow]) -> list[tuple[ReportRow, ReportRow]]:
-    """What is asked of a study, each pair once."""
+    """What is asked of a study, each pair once: rows that differ in one thing, and in what they answer."""
     cells = [row for row in rows if row.kind == "cell"]
-    wanted = list(itertools.pairwise(cells))
-    for b in cells:
-        if b.scheme == "curriculum":
-            rivals = [a for a in rows if a.scheme in ("direct_mix", "exposure_matched")]
-            wanted += [(a, b) for a in rivals if a.recordings == b.recordings]
-    for b in cells:
-        probe = probe_for(b, rows)
-        wanted += [(probe, b)] if probe and probe is not b else []
+    alike: dict[tuple, list[ReportRow]] = {}
+    for row in cells:
+        alike.setdefault((row.scheme, row.recordings, row.others()), []).append(row)
+    firsts = [members[0] for members in alike.values()]
+    wanted = [(members[0], b) for members in alike.values() for b in members[1:]]
+    # The same with more recordings, and with the next value of one other setting.
+    steps: dict[tuple, list[ReportRow]] = {}
+    for row in sorted(firsts, key=lambda row: row.recordings):
+        steps.setdefault((row.scheme, row.others()), []).append(row)
+    for row in firsts:
+        for setting in row.others():
+            steps.setdefault((row.scheme, row.recordings, setting[0], row.others() - {setting}), []).append(row)
+    wanted += [pair for members in steps.values() for pair in itertools.pairwise(members)]
+    # Schemes on the same recordings; one without any against the fewest that another has.
+    fewest = {key: min(m.recordings for m in members) for key, members in steps.items()}
+    for a, b in itertools.combinations(firsts, 2):
+        if a.scheme != b.scheme and a.others() == b.others():
+            few = max(fewest[a.scheme, a.others()], fewest[b.scheme, b.others()])
+            apart = {a.recordings, b.recordings}
+            wanted += [(a, b)] if len(apart) == 1 or apart == {0, few} else []
+    # Every direct mixing (one may be the control with the curriculum's exposure) against the curriculum.
+    for (scheme, *rest), members in alike.items():
+        rivals = alike.get(("direct_mix", *rest), []) if scheme == "curriculum" else []
+        wanted += [(a, members[0]) for a in rivals if a is rivals[0] or not _same(a, rivals[0])]
+    probes = {row.recordings: row for row in rows if row.scheme == "linear_probe"}
+    wanted += [(probes[b.recordings], b) for b in cells if b.recordings in probes and b.scheme != "linear_probe"]
     once: dict[frozenset[str], tuple[ReportRow, ReportRow]] = {}
     for a, b in wanted:
-        once.setdefault(frozenset((a.name, b.name)), (a, b))
+        if not _same(a, b):
+            once.setdefault(frozenset((a.name, b.name)), (a, b))
     return list(once.values())
+
+
+def _same(a: ReportRow, b: ReportRow) -> bool:
+    """Whether two rows answer alike run by run, as where a study shows one job in two places."""
+    return a.seeds() == b.seeds() and a.cell() == b.cell()
 
 
 # ---------------------------------------------------------------------------------------------- report.json

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 """Columns of the printed table at most."""
-NARROWEST_NAME = 8
+NAME, NARROWEST_NAME = 34, 8
+"""Columns that a row's name gets before anything else is shown, and that it keeps in any case."""
 
 
 def number(value: float, *, sign: bool = False) -> str:
@@ -52,12 +53,10 @@ def _sentence(q: "Question", scored: "Scored") -> str:
 
 def _simpler(scored: "Scored") -> list[str]:
     """Controls whose value no cell reaches that had no more recordings than they. A text twin is not simpler than
-    what answers speech, but easier, and a tuned control is no baseline."""
+    what answers speech, but easier."""
     lines = []
     sign = 1 if scored.metric.higher_is_better else -1
     for control in scored.baselines():
-        if control.scheme == "exposure_matched":
-            continue
         # What is trained on nothing (majority, untuned) is simpler than any cell; a probe on many recordings
         # proves nothing against a cell on few.
         rivals = [
@@ -101,8 +100,40 @@ def questions_note(scored: "Scored") -> list[str]:
 
 
 def table(scored: "Scored", beside: Sequence[str] = ()) -> list[str]:
-    """Lines of at most WIDTH columns; the rows' names give way where there is too much."""
-    schemes = any(row.scheme.replace("_", " ") not in row.name.replace("_", " ") for row in scored.rows)
+    """Lines of at most WIDTH columns. The rows' names get what they need up to NAME columns: where there is too
+    little room, a scheme that every cell's name begins with is left out, then metrics of `beside` from the last one
+    on; only then are names cut."""
+    words = [(row.name.replace("_", " "), row.scheme.replace("_", " "), row.kind) for row in scored.rows]
+    schemes = any(scheme not in name for name, scheme, _ in words)
+    spare = all(name.startswith(scheme) for name, scheme, kind in words if kind == "cell")
+    shown = list(beside)
+    while True:
+        lines = _columns(scored, shown, schemes)
+        widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+        # The reference's name is said in full by its own row, so its column heading may be cut.
+        widths[-2] = max(len("− reference"), *(len(line[-2]) for line in lines[1:]))
+        room = WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
+        if room >= min(widths[0], NAME) or not (shown or (schemes and spare)):
+            break
+        if schemes and spare:
+            schemes = False
+        else:
+            shown.pop()
+    widths[0] = min(widths[0], max(NARROWEST_NAME, room))
+    widths[-2] += max(0, min(len(lines[0][-2]) - widths[-2], room - widths[0]))
+    right = range(1 + schemes, 3 + schemes)
+
+    def fit(text: str, k: int) -> str:
+        if len(text) > widths[k]:
+            text = text[: widths[k] - 1] + "…"
+        return text.rjust(widths[k]) if k in right else text.ljust(widths[k])
+
+    printed = ["  ".join(fit(text, k) for k, text in enumerate(line)).rstrip() for line in lines]
+    return [printed[0], "─" * max(map(len, printed)), *printed[1:]]
+
+
+def _columns(scored: "Scored", beside: Sequence[str], schemes: bool) -> list[list[str]]:
+    """The table's texts, its heading first."""
     percent = f"{100 * scored.confidence:.4g} %"
     heading = ["row", *["scheme"][:schemes], "rec.", "shown", f"{scored.metric.name} ({percent})", *beside]
     lines = [[*heading, f"− {scored.reference.name}", "verdict"]]
@@ -116,21 +147,7 @@ def table(scored: "Scored", beside: Sequence[str] = ()) -> list[str]:
             f"{number(at.value)} ({number(at.ci_low)}–{number(at.ci_high)})",
             *(number(values.get(name, math.nan)) for name in beside), *_difference(row, scored),
         ])  # fmt: skip
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    # The reference's name is said in full by its own row, so its column heading may be cut.
-    widths[-2] = max(len("− reference"), *(len(line[-2]) for line in lines[1:]))
-    room = WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
-    widths[0] = max(NARROWEST_NAME, min(widths[0], room))
-    widths[-2] += max(0, min(len(lines[0][-2]) - widths[-2], room - widths[0]))
-    right = range(1 + schemes, 3 + schemes)
-
-    def fit(text: str, k: int) -> str:
-        if len(text) > widths[k]:
-            text = text[: widths[k] - 1] + "…"
-        return text.rjust(widths[k]) if k in right else text.ljust(widths[k])
-
-    printed = ["  ".join(fit(text, k) for k, text in enumerate(line)).rstrip() for line in lines]
-    return [printed[0], "─" * max(map(len, printed)), *printed[1:]]
+    return lines
 
 
 def _difference(row: "ReportRow", scored: "Scored") -> list[str]:

@@ -3,13 +3,14 @@
 a later call on the same store goes on from the newest whole checkpoint.
 """
 
+import contextlib
 import json
 import os
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from trainer import checkpoint, hearing, lineage, result
 from trainer.corpus import Corpus, read_corpus
 from trainer.evaluate import Row, by_task, limited, modalities, predict
+from trainer.families import check_family, check_loaded
 from trainer.families import load as load_model
 from trainer.features import FeatureCache
 from trainer.fields import SpecError, problem
@@ -28,12 +30,15 @@ from trainer.plan import StagePlan, plan_stage
 from trainer.ranks import Ranks
 from trainer.resolve import Resolved
 from trainer.result import Lineage, Result
-from trainer.store import Store
+from trainer.store import ConflictError, Store
 from trainer.tokens import BaseError, DataError, locate_base, reference
 from trainer.views import Recordings, training_example
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
+
+HEARD = ("speech", "synthetic")
+"""Sources that the hearing check may listen to, the first there is."""
 
 
 def run(
@@ -53,10 +58,11 @@ def run(
     """Trains and scores one job; returns its Result, which is also in the store (`final.json` once
     succeeded).
 
-    `sink` gets every event, `control` says `continue`, `checkpoint_and_exit` or `abort` before every step.
-    `model`: a loaded base to use again; it is given back without the adapter. `cache`: encoder states shared
-    between jobs of one process. A failure that the user can do something about is a Result with a reason; an
-    unexpected one is written as a result too, and raised.
+    `sink` gets every event. `control` says `continue`, `checkpoint_and_exit` or `abort` before every step; its
+    attribute `reason`, if it has one, is what the result says of an exit (`timeout`, else `yielded`). `model`: a
+    loaded base to use again; it decides the device, is refused where it is not what the job says, and is given
+    back without the adapter. `cache`: encoder states shared between jobs of one process. A failure that the user
+    can do something about is a Result with a reason; an unexpected one is written as a result too, and raised.
     """
     _same_job(resolved, store)
     if store.exists("final.json"):
@@ -90,6 +96,11 @@ def _same_job(resolved: Resolved, store: Store) -> None:
             raise problem("out", f"{store.uri} holds the job {stored.spec.name!r} of another spec; use a new folder")
 
 
+def own_device(rank: int, gpus: int) -> str:
+    """The device of a rank on a machine with `gpus` GPUs: ranks go round them; `cpu` where there are none."""
+    return f"cuda:{rank % gpus}" if gpus else "cpu"
+
+
 class _Job:
     """The steps of `run`, and what they share."""
 
@@ -99,12 +110,14 @@ class _Job:
         self.began = time.perf_counter()
         self.tail: deque[Event] = deque(maxlen=50)
         self._sink, self._corpus, self.roots = sink, corpus, roots
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or own_device(ranks.rank, torch.cuda.device_count())
+        if self.device.startswith("cuda:"):
+            torch.cuda.set_device(self.device)
         self.threads = threads or int(os.environ.get("ATTUNE_THREADS", 0))
         self.threads = self.threads or max(1, lineage.cores() // ranks.world_size)
         # Sums over threads depend on their number, so it is set here and not left to the environment.
         torch.set_num_threads(self.threads)
-        self.attempt = ranks.from_first(max(checkpoint.attempts(store), default=0) + 1)
+        self.attempt = ranks.from_first(checkpoint.claim(store) if ranks.rank == 0 else None)
         self.rows: list[Row] = []
         self.lineage: Lineage | None = None
         self.hearing: dict[str, Any] | None = None
@@ -119,31 +132,48 @@ class _Job:
         if self.ranks.rank == 0:
             self.store.put(key, data.encode() if isinstance(data, str) else data)
 
+    def put_shared(self, key: str, data: str | bytes) -> None:
+        """`put` of what all attempts use: where another one running now was first, its bytes stay."""
+        with contextlib.suppress(ConflictError):
+            self.put(key, data)
+
     # ---- plan, data
 
     def plans(self) -> list[StagePlan]:
         """The stages' plans: as stored by an earlier attempt, else made now and stored."""
         self.tell({"kind": "state", "state": "loading", "attempt": self.attempt})
         if not self.store.exists("spec.json"):
-            self.put("spec.json", self.resolved.model_dump_json(by_alias=True, indent=1) + "\n")
+            self.put_shared("spec.json", self.resolved.model_dump_json(by_alias=True, indent=1) + "\n")
+        self.ranks.gather(None)  # wait until rank 0 has written it
+        _same_job(self.resolved, self.store)  # another job may have begun here just now
         self.corpus = self._corpus or read_corpus(self.spec, self.roots)
-        for name, pin in self.resolved.sources.items():
-            if self.corpus.sources[name].sha256 != pin.sha256:
-                raise DataError(f"data.{name}: {pin.ref} has changed since the job was resolved; submit it again")
+        self._check_pins()
         self._check_test()
         plans = []
         for n, stage in enumerate(self.resolved.stages):
             key = f"plan/{stage.name}.npz"
             if not self.store.exists(key):
-                self.put(key, plan_stage(self.resolved, n).save())
+                self.put_shared(key, plan_stage(self.resolved, n).save())
             self.ranks.gather(None)  # wait until rank 0 has written it
             plans.append(StagePlan.load(self.store.get(key)))
         return plans
 
+    def _check_pins(self) -> None:
+        """The data are those that the job was resolved with, the test rows among them."""
+        assert self.corpus.test is not None, "resolve() refuses a job without a test set"
+        pinned = [(f"data.{name}", pin, self.corpus.sources[name]) for name, pin in self.resolved.sources.items()]
+        pinned.append(("evaluate.on", self.resolved.test, self.corpus.test))
+        if self.resolved.hearing is not None:
+            name = next(name for name in HEARD if name in self.corpus.sources)
+            pinned.append((f"data.{name}", self.resolved.hearing, self.corpus.sources[name]))
+        for field, pin, found in pinned:
+            if found.sha256 != pin.sha256:
+                raise DataError(f"{field}: {pin.ref} has changed since the job was resolved; submit it again")
+
     def _check_test(self) -> None:
         """Every test row can be scored: said before training, not after it."""
         self.tasks = {task.name: task for task in self.spec.tasks or [] if not isinstance(task, str)}
-        assert self.corpus.test is not None, "resolve() refuses a job without a test set"
+        assert self.corpus.test is not None
         self.utterances = limited(self.corpus.test.rows, self.spec.evaluate.limit)
         self.modalities = modalities(self.utterances, self.spec.evaluate)
         for utterance in self.utterances:
@@ -157,15 +187,21 @@ class _Job:
     def model(self, lent, cache: FeatureCache | None):
         """The base with this job's trainable parts on it."""
         spec = self.spec
-        bf16 = spec.precision == "bf16" or (spec.precision == "auto" and self.device != "cpu")
+        if lent is not None:
+            self.device = str(lent.device)
+        bf16 = spec.precision == "bf16" or (spec.precision == "auto" and torch.device(self.device).type != "cpu")
         self.precision = "bf16" if bf16 else "fp32"
         if lent is None:
             revision = self.resolved.base_revision
             folder = locate_base(spec.base, None if (revision or "").startswith("files:") else revision)
+            check_family(spec, folder)
             dtype = torch.bfloat16 if bf16 else torch.float32
             lent = load_model(folder, device=self.device, dtype=dtype, name=spec.base, cache=cache)
-        elif cache is not None:
-            lent.cache = cache
+        else:
+            check_family(spec, lent.folder)
+            if cache is not None:
+                lent.cache = cache
+        check_loaded(lent, spec, self.resolved.base_revision, self.precision)
         self.recordings = Recordings(lent.tokens.shape.sampling_rate, trim_silence=spec.data.trim_silence == "on")
         tuning = spec.tuning
         if tuning.encoder == "auto":
@@ -179,13 +215,13 @@ class _Job:
         key = "inputs/encoder.json"
         if self.ranks.rank == 0 and not self.store.exists(key):
             # Real recordings even where no stage shows them: they are what the job is for.
-            heard = [self.corpus.sources[n].rows for n in ("speech", "synthetic") if n in self.corpus.sources]
+            heard = [self.corpus.sources[n].rows for n in HEARD if n in self.corpus.sources]
             spoken = next((u for rows in heard for u in rows if u.audio), None)
             if spoken is None:
                 found = {"encoder": "frozen", "verdict": "no recordings to train on, so the encoder stays frozen"}
             else:
                 found = asdict(hearing.check(model, heard[0], self.tasks[spoken.task], recordings=self.recordings))
-            self.put(key, json.dumps(found, indent=1) + "\n")
+            self.put_shared(key, json.dumps(found, indent=1) + "\n")
         self.ranks.gather(None)
         self.hearing = settled = json.loads(self.store.get(key))
         self.tell({"kind": "note", "level": "info", "message": "encoder: {encoder}. {verdict}".format(**settled)})
@@ -215,7 +251,11 @@ class _Job:
             self.tell({"kind": "note", "level": "info", "message": f"resumed after step {found.step}"})
         self.tell({"kind": "state", "state": "training", "step": loop.step, "steps": self.resolved.steps})
         try:
-            return loop.run()
+            outcome = loop.run()
+            if outcome.reason == "yielded" and getattr(control, "reason", None) == "timeout":
+                message = "the time limit (resources.time) was reached; the checkpoint is written, run again to go on"
+                return replace(outcome, reason="timeout", message=message)
+            return outcome
         finally:
             self.step = loop.step
 
@@ -246,7 +286,7 @@ class _Job:
             for task, rows in by_task(r for r in self.rows if r["modality"] == modality).items():
                 scores += result.scores(task, modality, rows)
         made = self._result(
-            outcome="succeeded" if done else "yielded" if outcome.reason == "yielded" else "failed",
+            outcome="succeeded" if done else "yielded" if outcome.reason in ("yielded", "timeout") else "failed",
             reason=outcome.reason,
             message=outcome.message,
             scores=scores,
@@ -259,19 +299,32 @@ class _Job:
             training_seconds=sum(e["seconds"] for e in events),
             checkpoint=checkpoint.furthest(self.store),
         )
-        if done:
+        self._write(made)
+        return self._finalize(made) if done else made
+
+    def _finalize(self, made: Result) -> Result:
+        """The job's final result: this one, or that of another attempt which came to the end first."""
+        try:
             self.put("final.json", made.model_dump_json(indent=1) + "\n")
+        except ConflictError:
+            first = Result.model_validate_json(self.store.get("final.json"))
+            message = f"attempt {first.attempt} finished before this one; its result stays the job's"
+            self.tell({"kind": "note", "level": "warning", "message": message})
+            return first
         return made
 
     def fail(self, reason: str, error: Exception) -> Result:
         """The result of a run that an error ended."""
         self.tell({"kind": "error", "reason": reason, "message": str(error), "traceback": traceback.format_exc()})
-        return self._result(
+        made = self._result(
             outcome="failed", reason=reason, message=str(error), checkpoint=checkpoint.furthest(self.store)
         )
+        with contextlib.suppress(ConflictError):  # the attempt's result was written before the error came
+            self._write(made)
+        return made
 
     def _result(self, **fields: Any) -> Result:
-        made = Result(
+        return Result(
             name=self.spec.name,
             attempt=self.attempt,
             attempts=sorted({*checkpoint.attempts(self.store), self.attempt}),
@@ -284,11 +337,12 @@ class _Job:
             log_tail=list(self.tail),
             **fields,
         )
+
+    def _write(self, made: Result) -> None:
         self.put(f"attempts/{self.attempt}/result.json", made.model_dump_json(indent=1) + "\n")
-        return made
 
     def _lineage(self, model, plans: list[StagePlan]) -> Lineage:
-        gpu = torch.cuda.get_device_name() if self.device != "cpu" else None
+        gpu = torch.cuda.get_device_name(self.device) if torch.device(self.device).type == "cuda" else None
         return Lineage(
             spec_hash=self.resolved.hash,
             data={**{k: pin.sha256 for k, pin in self.resolved.sources.items()}, "test": self.resolved.test.sha256},

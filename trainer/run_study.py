@@ -210,4 +210,5 @@ def _row(cell: Cell, name: str, scheme: str, runs: dict, kind: Any = "cell") -> 
         speech_presentations=round(presentations(run), 3),
         runs=runs,
         kind=kind,
+        settings=cell.settings,
     )

@@ -9,15 +9,15 @@ from typing import Any
 from trainer.object_store import TEMPORARY, ConflictError, MissingError, StoreError, WholeFile, safe_key
 
 LARGEST_PUT = 5 * 2**30
-"""Bytes that one PUT may carry (S3's limit); what is larger goes in parts, checked by HEAD before."""
+"""Bytes that one PUT may carry (S3's limit). What is larger goes in parts, after a look whether the key is taken."""
 
 
 class S3Store:
     """Keys below `prefix` in one bucket.
 
-    `put` uses a conditional PUT (`If-None-Match: *`). Where a service refuses the header, the key is looked
-    up first, which leaves a gap between asking and writing; attempts write under their own number, so nobody
-    is in it.
+    `put` uses a conditional PUT (`If-None-Match: *`), which is atomic. Where a service refuses the header, and for
+    files above LARGEST_PUT, the key is looked up first: not atomic, for another writer may come between asking and
+    writing. Attempts write under their own number, so nobody does.
     """
 
     def __init__(

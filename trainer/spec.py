@@ -153,7 +153,7 @@ class Resources(Spec):
     gpus: int = Field(default=0, ge=0)
     """GPUs wanted; 0 means whatever there is."""
     time: Seconds | None = None
-    """Time limit, e.g. '4h'."""
+    """Time limit of one attempt, e.g. '4h'; then a checkpoint is written and the run ends with reason timeout."""
     priority: int = 0
     """Higher runs earlier."""
     retries: int = Field(default=2, ge=0)

@@ -22,13 +22,12 @@ from trainer.object_store import (
     Store,
     StoreError,
     file_digest,
-    safe_key,
 )
 from trainer.s3_store import S3Store
 
 __all__ = [
     "ConflictError", "DamagedError", "FolderStore", "MissingError", "S3Store", "Store", "StoreError",
-    "commit", "commits", "fetch_commit", "newest_commit", "open_store", "read_commit",
+    "commit", "commits", "open_store", "read_commit",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -82,19 +81,6 @@ def read_commit(store: Store, prefix: str) -> dict[str, Any]:
     return manifest
 
 
-def fetch_commit(store: Store, prefix: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Copy every file of a commit below `folder`, checking what arrived; MissingError, DamagedError."""
-    manifest = _manifest(store, prefix)
-    for entry in manifest["files"]:
-        key, path = f"{prefix}/{entry['path']}", Path(folder) / safe_key(entry["path"])
-        try:
-            store.fetch(key, path)
-        except MissingError:
-            raise DamagedError(f"{key}: is in the manifest but missing") from None
-        _compare(key, entry, file_digest(path))
-    return manifest
-
-
 def _manifest(store: Store, prefix: str) -> dict[str, Any]:
     key = f"{prefix}/{MANIFEST}"
     try:
@@ -132,14 +118,3 @@ def commits(store: Store, prefix: str) -> Iterator[str]:
         if rest == MANIFEST and number.isdecimal():
             numbers.add(number)
     yield from (base + number for number in sorted(numbers, key=int, reverse=True))
-
-
-def newest_commit(store: Store, prefix: str) -> str | None:
-    """The highest numbered whole commit below `prefix`, as `<prefix>/<number>`; None if there is none."""
-    for candidate in commits(store, prefix):
-        try:
-            read_commit(store, candidate)
-        except (DamagedError, MissingError):
-            continue
-        return candidate
-    return None

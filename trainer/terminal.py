@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -18,18 +19,35 @@ def one_rank(ranks: Ranks, spec: JobSpec, out: str, roots: Sequence[str]) -> Res
     """Runs a job as one of its ranks; importable by name, so that fresh processes can."""
     from trainer.run import run
 
+    limit = Limit(spec.resources.time if ranks.rank == 0 else None)  # one clock for all ranks
     resolved, corpus = read_and_resolve(spec, roots)
-    stop = Stop() if ranks.world_size == 1 else lambda: "continue"
+    stop = Stop(limit) if ranks.world_size == 1 else limit
     with Progress(spec.name, resolved.steps, shown=ranks.rank == 0) as progress:
         return run(resolved, open_store(out), progress, stop, corpus=corpus, ranks=ranks)
 
 
+class Limit:
+    """`control` that asks for a checkpoint when `seconds` (None: any number) have passed since it was made."""
+
+    reason: str | None = None
+
+    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self.end = None if seconds is None else clock() + seconds
+
+    def __call__(self) -> str:
+        if self.end is None or self.clock() < self.end:
+            return "continue"
+        self.reason = "timeout"
+        return "checkpoint_and_exit"
+
+
 class Stop:
     """`control` for a terminal: the first Ctrl-C (or TERM) asks for a checkpoint, the second ends the
-    process."""
+    process; `limit` goes on counting."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, limit: Limit) -> None:
+        self.asked, self.limit = False, limit
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
@@ -38,8 +56,13 @@ class Stop:
         signal.signal(number, signal.SIG_DFL)
         print("stopping after this step, with a checkpoint", file=sys.stderr)
 
+    @property
+    def reason(self) -> str | None:
+        """`timeout` where it was the limit that ended the run."""
+        return None if self.asked else self.limit.reason
+
     def __call__(self) -> str:
-        return "checkpoint_and_exit" if self.asked else "continue"
+        return "checkpoint_and_exit" if self.asked else self.limit()
 
 
 class Progress:

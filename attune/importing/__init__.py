@@ -15,9 +15,9 @@ from attune.importing.read import read_source
 from attune.importing.records import read_records
 from attune.importing.report import ImportReport, readme
 from attune.importing.roles import infer_roles, task_name
-from attune.importing.source import BadRow, SourceError
+from attune.importing.source import BadRow, SourceError, is_language
 from attune.importing.split import SHARES
-from attune.importing.write import dataset_at, name_audio, write_dataset
+from attune.importing.write import check_writable, dataset_at, name_audio, task_yaml, write_dataset
 
 __all__ = ["BadRow", "ImportOptions", "ImportReport", "SourceError", "import_dataset"]
 
@@ -62,18 +62,22 @@ def import_dataset(
     """Read `source`, check it, split it by speaker and write the data set folder `out`.
 
     Returns the report, which is also in `out/report.json`. SourceError: the source cannot be read, nothing in it
-    is usable, the language is unknown, or `out` holds another data set. The same import again changes nothing.
+    is usable, the language is unknown, or `out` holds another data set or cannot be written. The same import again
+    changes nothing.
     """
     options = options or ImportOptions()
     path = Path(source)
     dataset_at(Path(out))  # what must not be overwritten is said before an hour of decoding
+    check_writable(Path(out))
+    if options.language is not None and not is_language(options.language):
+        raise SourceError(f"--language {options.language!r}: must be a BCP-47 tag, e.g. it or fr-FR")
     read = read_source(path, options.encoding, options.sheet)
     if options.audio_root is not None and not Path(options.audio_root).is_dir():
-        raise SourceError(f"audio_root {str(options.audio_root)!r}: no such folder")
+        raise SourceError(f"--audio-root {str(options.audio_root)!r}: no such folder; correct it")
     if not read.rows:
         raise SourceError(_nothing(path, read.bad))
-    notes = list(read.notes)
     roles, guesses = infer_roles(read, options.columns)
+    notes = [*read.notes, *guesses]
     rows_read = len(read.rows) + len(read.bad)
     records, bad = read_records(read, roles, Path(options.audio_root or read.audio_root))
     bad = [*read.bad, *bad]
@@ -91,15 +95,18 @@ def import_dataset(
         language=options.language, speaker_pattern=options.speaker_pattern, shares=options.shares,
         seed=options.seed, progress=progress,
     )  # fmt: skip
-    bad = sorted([*bad, *more_bad], key=lambda row: row.line)
+    bad = sorted([*bad, *more_bad], key=lambda row: row.line or 0)
     if not rows:
         raise SourceError(_nothing(path, bad))
     named, files = (rows, {}) if options.link else name_audio(rows)
-    report = ImportReport.of(path.name, read.format, roles, [*notes, *guesses], suggestions, rows_read, bad, named)
+    report = ImportReport.of(path.name, read.format, roles, notes, suggestions, rows_read, bad, named)
     report.task, report.validation = task.name, validation.to_json()
     report.written = write_dataset(
         Path(out), named, task, report.to_json(), files, readme(report, task, Path(out).name)
     )
+    task_file = Path(out) / "task.yaml"
+    if not report.written and not (task_file.is_file() and task_file.read_text("utf-8") == task_yaml(task)):
+        report.notes.append(f"{task_file} says otherwise than this import would, and was left as it is")
     return report
 
 
@@ -108,5 +115,5 @@ def _stem(path: Path) -> str:
 
 
 def _nothing(path: Path, bad: list[BadRow]) -> str:
-    first = "; ".join(f"line {row.line}: {row.reason}" for row in bad[:3])
+    first = "; ".join(str(row) for row in bad[:3])
     return f"{path.name}: no usable row{f' of {len(bad)}: {first}' if bad else ''}"

@@ -31,7 +31,8 @@ def assemble(
 ) -> tuple[list[Utterance], Report, list[BadRow]]:
     """(rows with a split and absolute audio paths, their validation, rows left out). `notes` gets what was decided."""
     if language is None and not all(record.language for record in records):
-        raise SourceError("the language is unknown; say language=, e.g. language=it")
+        why = next((f" ({note})" for note in notes if note.startswith("language:")), "")
+        raise SourceError(f"the language is unknown{why}; say it, e.g. --language it")
     ids = _ids(records, stem, notes)
     pattern = _pattern(speaker_pattern)
     rows = [_utterance(r, i, task, language, pattern) for r, i in zip(records, ids, strict=True)]
@@ -49,7 +50,7 @@ def assemble(
         for issue in validate([replace(r, split="-") for r in rows], task, lines=lines, recordings=heard).issues
         if issue.severity == "error"
     }
-    bad += [BadRow(line or 0, reason) for line, reason in faults.items()]
+    bad += [BadRow(line, reason) for line, reason in faults.items()]
     kept = [n for n, line in enumerate(lines) if line not in faults]
     rows, lines, heard = [rows[n] for n in kept], [lines[n] for n in kept], [heard[n] for n in kept]
     rows = _split(rows, heard, shares, seed, notes)
@@ -69,9 +70,9 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(text) if text else None
     except re.error as error:
-        raise SourceError(f"speaker_pattern {text!r}: {error}") from None
+        raise SourceError(f"--speaker-pattern {text!r}: no regular expression ({error}); correct it") from None
     if pattern and not pattern.groups:
-        raise SourceError(f"speaker_pattern {text!r}: put the speaker in a group, e.g. '(.+?)_'")
+        raise SourceError(f"--speaker-pattern {text!r}: put the speaker in a group, e.g. '(.+?)_'")
     return pattern
 
 

@@ -16,6 +16,10 @@ def read_folder(root: Path) -> Source:
     clips = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
     if not clips:
         raise SourceError(f"{root.name}: no clips ({', '.join(AUDIO_SUFFIXES)}) in this folder or below it")
+    in_split = sum(split_name(clip.relative_to(root).parts[0]) is not None for clip in clips)
+    in_splits = in_split * 2 >= len(clips)
+    if in_split and not in_splits:
+        source.notes.append(f"split: only {in_split} of {len(clips)} clips lie in train, dev or test: taken as labels")
     passed: set[str] = set()
     for number, clip in enumerate(clips, 1):
         folders = list(clip.relative_to(root).parts[:-1])
@@ -23,7 +27,7 @@ def read_folder(root: Path) -> Source:
             passed.add(skipped)
             continue
         cells = {"audio": clip.relative_to(root).as_posix()}
-        if folders and (split := split_name(folders[0])):
+        if in_splits and folders and (split := split_name(folders[0])):
             cells["split"], folders = split, folders[1:]
         if folders:
             cells["label"] = folders[-1]

@@ -30,7 +30,7 @@ def answer_form(records: Sequence[Record], said: str | None, notes: list[str]) -
     if answers and all(r.label is None for r in records):
         words = sum(len(a.split()) for a in answers) / len(answers)
         if len(set(answers)) * 2 > len(answers) and words >= 3:
-            notes.append("the answers are sentences, mostly different: taken as transcripts (answer=label overrides)")
+            notes.append("the answers are sentences, mostly different: taken as transcripts (--answer label overrides)")
             return "text"
         return "label"
     labels = [r.label for r in records if r.label is not None]
@@ -40,13 +40,13 @@ def answer_form(records: Sequence[Record], said: str | None, notes: list[str]) -
         return "label_set"
     if not labels:
         if not any(r.audio for r in records):
-            raise SourceError("neither labels nor recordings: there is nothing to learn; say label=COLUMN")
+            raise SourceError("neither labels nor recordings: there is nothing to learn; say --label COLUMN")
         notes.append("no labels: the task is to transcribe")
         return "text"
     distinct = len({str(label) for label in labels})
     if distinct > 50 and distinct * 2 > len(labels):
         notes.append(
-            f"{distinct} different labels in {len(labels)} rows: if they are transcripts, say text=COLUMN label="
+            f"{distinct} different labels in {len(labels)} rows: if they are transcripts, say --text COLUMN --label -"
         )
     return "label"
 
@@ -86,7 +86,7 @@ def infer_task(
     Closing a slot is suggested, never done: a value that the data set lacks would become an invalid answer.
     """
     if answer not in INSTRUCTIONS:
-        raise SourceError(f"answer {answer!r}: must be one of {', '.join(INSTRUCTIONS)}")
+        raise SourceError(f"--answer {answer!r}: must be one of {', '.join(INSTRUCTIONS)}")
     fields: dict[str, Any] = {
         "name": name or NAMES[answer],
         "instruction": {"en": instruction or INSTRUCTIONS[answer]},

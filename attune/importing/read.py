@@ -1,6 +1,7 @@
 """Which reader a file or folder needs."""
 
 from pathlib import Path
+from typing import Any
 
 from attune.importing.bio import looks_like_bio, read_bio
 from attune.importing.folder import read_folder
@@ -63,11 +64,19 @@ def _read_splits(folder: Path, files: dict[Path, str], encoding: str | None, she
     offset = 0
     for path, split in files.items():
         part = read_source(path, encoding, sheet)
-        rows = [RawRow(offset + row.line, {"split": split, **row.cells}) for row in part.rows]
-        bad = [BadRow(offset + row.line, row.reason) for row in part.bad]
+        rows = [RawRow(offset + row.line, _with_split(row.cells, split)) for row in part.rows]
+        bad = [BadRow(offset + (row.line or 0), row.reason) for row in part.bad]
         whole.notes += [f"{path.name} is {split}, its lines count from {offset + 1}", *part.notes]
         whole.rows, whole.bad = whole.rows + rows, whole.bad + bad
         whole.names |= part.names
         whole.format, whole.instruction = part.format, whole.instruction or part.instruction
-        offset = max([offset, *(row.line for row in [*rows, *bad])])
+        offset = max([offset, *(row.line or 0 for row in [*rows, *bad])])
     return whole
+
+
+def _with_split(cells: dict[str, Any], split: str) -> dict[str, Any]:
+    """The row with the split of its file, unless it names one itself; another thing under that name moves aside."""
+    own = cells.get("split")
+    if own in (None, ""):
+        return {**cells, "split": split}
+    return cells if split_name(str(own)) else {**cells, "split": split, "split_in_file": own}

@@ -1,6 +1,7 @@
 """From cells with roles to records: text, recording, label; bad rows by line."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from attune.importing.slots import from_json, has_inline, parse_cell, parse_inline
-from attune.importing.source import AUDIO_SUFFIXES, BadRow, RawRow, Source
-from attune.importing.split import split_name
+from attune.importing.source import AUDIO_SUFFIXES, BadRow, RawRow, Source, is_language
+from attune.importing.split import SPLITS, split_name
 from trainer.manifest import Label
+
+LONGEST_S = 1e6
+"""Seconds: eleven days; no recording is longer, and samples are counted in whole numbers."""
 
 
 @dataclass
@@ -48,9 +52,13 @@ def read_records(source: Source, roles: Mapping[str, str], audio_root: Path) -> 
     return records, bad
 
 
+def _empty(value: Any) -> bool:
+    return value in (None, "", []) or value != value  # NaN is how pandas writes nothing
+
+
 def _string(value: Any) -> str | None:
     """A cell as text; None where empty. 3.0 and 3 are both '3': JSON and spreadsheets mix them."""
-    if value is None or isinstance(value, list | dict):
+    if _empty(value) or isinstance(value, list | dict):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -70,6 +78,8 @@ def _record(
 
     record = Record(row.line, id=_string(cell("id")), text=_string(cell("text")), speaker=_string(cell("speaker")))
     record.language, record.answer = _string(cell("language")), _string(cell("answer"))
+    if record.language and not is_language(record.language):
+        raise ValueError(f"language {record.language!r}: must be a BCP-47 tag, e.g. it or fr-FR")
     slots: list[dict[str, str]] = []
     if inline and record.text:
         record.text, slots = parse_inline(record.text)
@@ -83,27 +93,44 @@ def _record(
         given = _string(cell("split"))
         record.split = split_name(given or "")
         if record.split is None:
-            raise ValueError(f"split {given!r} is none of train, dev (validation), test")
+            remedy = "correct it, or say --split - to split all rows by speaker"
+            raise ValueError(f"split {given or ''!r}: must be {', '.join(SPLITS)}; {remedy}")
     if "audio" in roles and (path := _string(cell("audio"))):
         record.audio = finder.find(path)
-        record.offset_s = _seconds(cell("offset_s"), "offset") or 0.0
-        record.duration_s = _seconds(cell("duration_s"), "duration") or None
+        record.offset_s = _seconds(cell("offset_s"), roles.get("offset_s")) or 0.0
+        record.duration_s = _seconds(cell("duration_s"), roles.get("duration_s")) or None
     if record.audio is None and not record.text:
         raise ValueError("neither text nor recording")
     used = {column for columns in roles.values() for column in columns.split(",")} - {roles.get("prompt")}
-    rest = {key: value for key, value in row.cells.items() if key not in used and value not in (None, "", [])}
+    rest = {key: value for key, value in row.cells.items() if key not in used and not _empty(value)}
     inner = rest.pop("meta", None)  # a manifest of ours
     record.meta = rest | (inner if isinstance(inner, dict) else {"meta": inner} if inner else {})
+    _check_writable(record)
     return record
 
 
-def _seconds(value: Any, what: str) -> float | None:
+def _seconds(value: Any, column: str | None) -> float | None:
     if value is None or value == "":
         return None
     try:
-        return float(str(value).replace(",", "."))  # 1,5 in a German spreadsheet
+        seconds = float(str(value).replace(",", "."))  # 1,5 in a German spreadsheet
     except ValueError:
-        raise ValueError(f"{what} {value!r} is not a number of seconds") from None
+        seconds = math.nan
+    if not 0 <= seconds < LONGEST_S:
+        raise ValueError(f"{column} {value!r}: must be seconds from 0 to {LONGEST_S:.0f}; correct it or leave it empty")
+    return seconds
+
+
+def _check_writable(record: Record) -> None:
+    """ValueError where a value has no place in a JSON line: it must not stop the rows beside it."""
+    values = {"id": record.id, "text": record.text, "speaker": record.speaker, "label": record.label, **record.meta}
+    for name, value in values.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} {value!r}: half a character (a lone surrogate); write it again") from None
+        except (ValueError, TypeError):
+            raise ValueError(f"{name} {value!r}: JSON has no such value; write a number or leave it empty") from None
 
 
 def _label(
@@ -161,7 +188,7 @@ class AudioFinder:
             return same[0]
         if same:
             raise ValueError(f"audio {cell!r}: {len(same)} files have this name; write the path below {self.root}")
-        raise ValueError(f"audio {cell!r} is missing; put it below {self.root} or say where with audio_root=")
+        raise ValueError(f"audio {cell!r} is missing; put it below {self.root} or say where with --audio-root")
 
     def _named(self, name: str) -> list[Path]:
         if self._by_name is None:

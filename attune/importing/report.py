@@ -8,6 +8,7 @@ from typing import Any
 from attune.importing.source import BadRow
 from trainer.manifest import Utterance, fingerprint
 from trainer.spec import Task
+from trainer.validate import Issue
 
 
 @dataclass
@@ -74,17 +75,22 @@ class ImportReport:
         return values
 
     def lines(self, most_bad: int = 20) -> list[str]:
-        """The report for a terminal."""
+        """The report for a terminal: counts, columns, notes, rows left out, remarks on the rows kept."""
         said = [f"{self.rows} of {self.rows_read} rows from {self.source} ({self.format}), {len(self.bad)} left out"]
         said += [f"  {role}: column {column!r}" for role, column in self.columns.items()]
-        said += [f"  {split}: {n} rows, {self.speakers_by_split[split]} speakers" for split, n in self.by_split.items()]
+        for split, rows in self.by_split.items():
+            said.append(f"  {split}: {rows} rows, {self.speakers_by_split[split] or 'unknown'} speakers")
         said.append(f"  {self.recordings} recordings, {self.seconds / 60:.1f} minutes; task {self.task}")
         said += [f"  note: {note}" for note in self.notes]
         said += [f"  suggestion: {suggestion}" for suggestion in self.suggestions]
-        said += [f"  left out, line {row.line}: {row.reason}" for row in self.bad[:most_bad]]
+        said += [f"  left out: {row}" for row in self.bad[:most_bad]]
         if len(self.bad) > most_bad:
             said.append(f"  … and {len(self.bad) - most_bad} more, in report.json")
-        said.append(f"  data set {self.id[:12]}{'' if self.written else ' was there already'}")
+        issues = self.validation.get("issues", [])
+        said += [f"  {Issue(**issue)}" for issue in issues[:most_bad]]
+        if len(issues) > most_bad:
+            said.append(f"  … and {len(issues) - most_bad} more such remarks, in report.json")
+        said.append(f"  data set {self.id[:12]}{'' if self.written else ' was there already; nothing was written'}")
         return said
 
 

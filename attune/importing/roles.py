@@ -2,10 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from attune.importing.source import AUDIO_SUFFIXES, Source, SourceError
+from attune.importing.source import AUDIO_SUFFIXES, Source, SourceError, is_language
 from attune.importing.split import split_name
 
 ROLES: Mapping[str, str] = {
@@ -29,6 +29,9 @@ ROLES: Mapping[str, str] = {
 }
 """Names of columns by role, best first; compared in lower case with blanks and dashes as underscores."""
 
+_OPTIONS = ("audio", "text", "label", "intent", "slots", "speaker", "split")
+"""Roles that the command line has an option for; the others can be said in Python only."""
+
 
 def infer_roles(source: Source, said: Mapping[str, str | None]) -> tuple[dict[str, str], list[str]]:
     """(role → column, notes on every guess). `said` overrides: a column's name, or None for 'there is none'.
@@ -37,6 +40,7 @@ def infer_roles(source: Source, said: Mapping[str, str | None]) -> tuple[dict[st
     """
     columns = list(dict.fromkeys(key for row in source.rows for key in row.cells))
     roles: dict[str, str] = {}
+    notes: list[str] = []
     for role, column in said.items():
         if role not in ROLES:
             raise SourceError(f"{role!r} is no role of a column; roles: {', '.join(ROLES)}")
@@ -46,21 +50,22 @@ def infer_roles(source: Source, said: Mapping[str, str | None]) -> tuple[dict[st
             if name not in columns:
                 near = difflib.get_close_matches(name, columns, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(columns)}"
-                raise SourceError(f"{role}={name}: no such column; {hint}")
+                raise SourceError(f"{_option(role)} {name}: no such column; {hint}")
         roles[role] = column
     plain = {column.strip().lower().replace(" ", "_").replace("-", "_"): column for column in reversed(columns)}
     for role, names in ROLES.items():
         if role not in said:
             free = [plain[n] for n in names.split() if n in plain and plain[n] not in roles.values()]
             free = [column for column in free if any(_filled(row.cells.get(column)) for row in source.rows)]
-            if role == "split":  # a guess that does not fit would make every row bad
-                free = [column for column in free if _all_splits(source, column)]
-            if free:
-                roles[role] = free[0]
-    notes = _by_content(source, columns, roles, said)
+            fits = [column for column in free if role not in _VALUES or _mostly(source, column, role)]
+            if fits:
+                roles[role] = fits[0]
+            elif free:
+                notes.append(_no_guess(source, free[0], role))
+    notes += _by_content(source, columns, roles, said)
     if "audio" not in roles and "text" not in roles and "slots" not in roles:
         raise SourceError(
-            f"no column with recordings or text among: {', '.join(columns)}; say audio=COLUMN or text=COLUMN"
+            f"no column with recordings or text among: {', '.join(columns)}; say --audio COLUMN or --text COLUMN"
         )
     return roles, notes
 
@@ -76,8 +81,33 @@ def _filled(value: Any) -> bool:
     return value is not None and value != "" and value != []
 
 
-def _all_splits(source: Source, column: str) -> bool:
-    return all(split_name(str(row.cells.get(column))) for row in source.rows)
+_VALUES: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "split": (split_name, "train, dev or test"),
+    "language": (is_language, "BCP-47 tags such as it or fr-FR"),
+}
+"""Roles whose values are known: (what accepts one, their name)."""
+
+
+def _mostly(source: Source, column: str, role: str) -> bool:
+    """Whether at least half of a column's values fit its role.
+
+    The others become bad rows. One misspelt value must not undo the team's own split: its test rows would be
+    trained on. A column of other things under that name must not make every row bad.
+    """
+    values = [str(row.cells[column]).strip() for row in source.rows if _filled(row.cells.get(column))]
+    return sum(bool(_VALUES[role][0](value)) for value in values) * 2 >= len(values)
+
+
+def _no_guess(source: Source, column: str, role: str) -> str:
+    values = dict.fromkeys(str(row.cells[column]) for row in source.rows if _filled(row.cells.get(column)))
+    shown = ", ".join(repr(value[:40]) for value in list(values)[:3]) + (", …" if len(values) > 3 else "")
+    rule = f", or say --split {column}: rows with other values are left out then" if role == "split" else ""
+    why = f"most of its values ({shown}) are not {_VALUES[role][1]}"
+    return f"{role}: column {column!r} is not used, {why}; rename them{rule}"
+
+
+def _option(role: str) -> str:
+    return f"--{role}" if role in _OPTIONS else f"column of {role}:"
 
 
 def _by_content(
@@ -107,6 +137,6 @@ def _by_content(
         few = [c for c, cells in rest.items() if 2 <= len(set(cells)) <= max(2, len(cells) // 3)]
         if few:
             roles["label"] = few[0]
-            others = f" ({', '.join(few[1:])} would do too: say label=COLUMN)" if few[1:] else ""
+            others = f" ({', '.join(few[1:])} would do too: say --label COLUMN)" if few[1:] else ""
             notes.append(f"label = {few[0]!r}: few distinct values{others}")
     return notes

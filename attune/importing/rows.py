@@ -1,6 +1,5 @@
 """JSON and JSON lines: rows as Hugging Face writes them, the datasets server's answer, our own manifests."""
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,12 @@ from attune.importing.source import BadRow, RawRow, Source, SourceError, read_te
 def read_json(path: Path, encoding: str | None = None) -> Source:
     """A JSON list, JSON lines, or an object with `data` or `rows`; conversations go to `read_chat`."""
     source = Source([], "json", path.parent)
-    if path.name.endswith(".gz"):
-        text = gzip.decompress(path.read_bytes()).decode("utf-8-sig")
-    else:
-        text = read_text(path, encoding)
+    text = read_text(path, encoding)
     stripped = text.lstrip()
     if not stripped:
         raise SourceError(f"{path.name}: the file is empty")
     try:
-        whole: Any = json.loads(text) if stripped[0] == "[" or ".jsonl" not in path.name else None
+        whole: Any = json.loads(text) if stripped[0] == "[" or ".jsonl" not in path.name.lower() else None
     except json.JSONDecodeError as error:
         if stripped[0] == "[":
             raise SourceError(f"{path.name}:{error.lineno}: not JSON ({error.msg})") from None

@@ -1,10 +1,26 @@
 """What every reader hands over: raw rows with their line, bad rows with a reason, notes on what was assumed."""
 
+import gzip
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from trainer.spec import Language
+
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+_LANGUAGE = TypeAdapter(Language)
+
+
+def is_language(tag: str) -> bool:
+    """Whether a spec would accept this language: a BCP-47 tag such as `it` or `fr-FR`."""
+    try:
+        _LANGUAGE.validate_python(tag)
+    except ValidationError:
+        return False
+    return True
 
 
 class SourceError(ValueError):
@@ -13,10 +29,13 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was left out, and why."""
+    """A row that was left out, and why. `line` is None where the reason is about no single line."""
 
-    line: int
+    line: int | None
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.line is None else f"line {self.line}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -45,8 +64,20 @@ class Source:
 
 
 def read_text(path: Path, encoding: str | None = None) -> str:
-    """The file as text: UTF-8 with or without BOM, UTF-16 with BOM. SourceError names the first bad line."""
-    data = path.read_bytes()
+    """The file, unpacked if named .gz, as text: UTF-8 with or without BOM, UTF-16 with BOM.
+
+    SourceError: it cannot be opened, is no gzip file, or a line (named) is in another encoding.
+    """
+    try:
+        data = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            data = gzip.decompress(data)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SourceError(
+            f"{path}: no whole gzip file ({error}); copy it again, or drop .gz from the name if it is plain text"
+        ) from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     if encoding is None:
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -55,7 +86,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(
             f"{path.name}:{line}: not {encoding.removesuffix('-sig').upper()} "
-            f"(byte 0x{data[error.start]:02x}); save the file as UTF-8 or say its encoding, e.g. encoding=cp1252"
+            f"(byte 0x{data[error.start]:02x}); save the file as UTF-8 or say its encoding, e.g. --encoding cp1252"
         ) from None
     except LookupError:
-        raise SourceError(f"encoding {encoding!r} is unknown; try utf-8, cp1252 or utf-16") from None
+        raise SourceError(f"--encoding {encoding!r} is unknown; try utf-8, cp1252 or utf-16") from None

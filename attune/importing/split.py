@@ -10,6 +10,7 @@ _NAMES = {
     "test": "test", "testing": "test", "tst": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 
+SPLITS = ("train", "dev", "test")
 MANY_GROUPS = 50
 SHARES: Mapping[str, float] = {"train": 0.8, "dev": 0.1, "test": 0.1}
 

@@ -10,6 +10,8 @@ from typing import Any
 from attune.importing.source import AUDIO_SUFFIXES, BadRow, RawRow, Source, SourceError, read_text
 
 DELIMITERS = ",;\t|"
+LONGEST_CELL = 100_000
+"""Characters: more than anybody says in one utterance, by far."""
 
 
 def read_csv(path: Path, encoding: str | None = None) -> Source:
@@ -34,6 +36,7 @@ def read_csv(path: Path, encoding: str | None = None) -> Source:
 
 def _cells(path: Path, text: str, delimiter: str, quoting: Any) -> list[tuple[int, list[str]]]:
     """Rows with the line they start on: a quoted cell may span lines."""
+    limit = csv.field_size_limit(max(LONGEST_CELL, len(text)))  # long cells are refused row by row, in `_table`
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     lines, start = [], 1
     try:
@@ -42,6 +45,8 @@ def _cells(path: Path, text: str, delimiter: str, quoting: Any) -> list[tuple[in
             start = reader.line_num + 1
     except csv.Error as error:
         raise SourceError(f"{path.name}:{start}: quotes do not match ({error}); double a quote inside one") from None
+    finally:
+        csv.field_size_limit(limit)
     return lines
 
 
@@ -78,7 +83,7 @@ def read_xlsx(path: Path, sheet: str | None = None) -> Source:
     book.close()
     source = _table(path, lines, "xlsx")
     if more:
-        source.notes.append(f"read sheet {name!r} only; name another with sheet=")
+        source.notes.append(f"read sheet {name!r} only; name another with --sheet")
     return source
 
 
@@ -108,9 +113,19 @@ def _table(path: Path, lines: list[tuple[int, list[str]]], format: str) -> Sourc
             reason = f"has {len(cells)} cells, the header has {len(header)}; quote cells that hold the separator"
             source.bad.append(BadRow(number, reason))
             continue
+        if max(map(len, cells)) > LONGEST_CELL:
+            source.bad.append(BadRow(number, _too_long(header, cells)))
+            continue
         cells = cells + [""] * (len(header) - len(cells))
         source.rows.append(RawRow(number, dict(zip(header, cells, strict=False))))
     return source
+
+
+def _too_long(header: list[str], cells: list[str]) -> str:
+    column, cell = max(zip(header, cells, strict=False), key=lambda pair: len(pair[1]))
+    lines = f" over {cell.count(chr(10)) + 1} lines" if "\n" in cell else ""
+    remedy = "close the quote that it begins with, or shorten it" if lines else "shorten it"
+    return f"column {column!r} holds {len(cell)} characters{lines}, at most {LONGEST_CELL} are read; {remedy}"
 
 
 def _check_header(path: Path, line: int, header: list[str]) -> None:

@@ -48,12 +48,31 @@ def dataset_at(folder: Path) -> str | None:
 
     SourceError where it holds something else.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
     try:
-        return json.loads((folder / "report.json").read_text(encoding="utf-8"))["id"]
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return None
+        return str(json.loads((folder / "report.json").read_text(encoding="utf-8"))["id"])
     except (OSError, ValueError, KeyError, TypeError):
         raise SourceError(f"{folder} exists and is no data set of ours; choose another folder") from None
+
+
+def check_writable(out: Path) -> None:
+    """SourceError where the folder `out` can surely not be made: said before the recordings are decoded."""
+    place = out.absolute().parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise SourceError(f"{out}: cannot be made, {place} is a file; choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SourceError(f"{out}: no permission to write in {place}; choose another folder or change its permissions")
+
+
+def task_yaml(task: Task) -> str:
+    """task.yaml of a data set."""
+    fields = task.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    if task.slots:  # None is a value here: an open slot
+        fields["slots"] = task.slots
+    return yaml.safe_dump(fields, allow_unicode=True, sort_keys=False, width=110)
 
 
 def write_dataset(
@@ -68,19 +87,16 @@ def write_dataset(
         if there == identity:
             return False
         raise SourceError(f"{out} holds another data set ({there[:12]}); data sets are never changed: choose another")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    working = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         for name, path in files.items():
             (working / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, working / name)
         write_manifest(rows, working / "manifest.jsonl")
         _write_index(rows, working / "index.parquet")
-        fields = task.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        if task.slots:  # None is a value here: an open slot
-            fields["slots"] = task.slots
-        text = yaml.safe_dump(fields, allow_unicode=True, sort_keys=False, width=110)
-        (working / "task.yaml").write_text(text, encoding="utf-8")
+        (working / "task.yaml").write_text(task_yaml(task), encoding="utf-8")
         (working / "README.md").write_text(readme, encoding="utf-8")
         text = json.dumps({"id": identity, **report}, ensure_ascii=False, indent=1)
         (working / "report.json").write_text(text + "\n", encoding="utf-8")
@@ -88,8 +104,14 @@ def write_dataset(
         if out.exists():
             out.rmdir()  # empty, or this raises
         os.rename(working, out)
+    except OSError as error:
+        raise SourceError(
+            f"{out}: cannot be written ({error.strerror or error}: {error.filename or out}); "
+            "make room or choose another folder"
+        ) from None
     finally:
-        shutil.rmtree(working, ignore_errors=True)
+        if working is not None:
+            shutil.rmtree(working, ignore_errors=True)
     return True
 
 

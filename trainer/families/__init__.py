@@ -1,8 +1,11 @@
 """One file per model family. Everything the loop and the evaluation ask of a model is on these classes."""
 
+import re
 from pathlib import Path
 
 from trainer.families.qwen2_audio import Qwen2Audio
+from trainer.fields import problem
+from trainer.spec import JobSpec
 from trainer.tokens import family_of
 
 FAMILIES = {"qwen2_audio": Qwen2Audio}
@@ -12,3 +15,32 @@ FAMILIES = {"qwen2_audio": Qwen2Audio}
 def load(folder: str | Path, **options) -> Qwen2Audio:
     """The base in `folder`, loaded by the class of its family (options as of `Qwen2Audio.load`)."""
     return FAMILIES[family_of(folder)].load(folder, **options)
+
+
+def check_family(spec: JobSpec, folder: str | Path) -> None:
+    """SpecError where the base is of another family than the spec says."""
+    found = family_of(folder)
+    if spec.family not in ("auto", found):
+        raise problem("family", f"the base {spec.base} is of the family {found}", spec.family)
+
+
+def check_loaded(model: Qwen2Audio, spec: JobSpec, revision: str | None, precision: str) -> None:
+    """SpecError where a loaded base is not what the job says, both named.
+
+    revision: of the resolved job; a local base is compared by its files' hash, one of the hub by name and commit.
+    precision: `fp32` or `bf16`, what the job computes in.
+    """
+    pinned, commit = revision or "", model.folder.name  # a snapshot of the hub lies in a folder named by its commit
+    if pinned.startswith("files:"):
+        found, fits = model.pin, model.pin == pinned
+    else:
+        found = commit
+        fits = model.name == spec.base and (not re.fullmatch("[0-9a-f]{40}", pinned) or pinned == commit)
+    if not fits:
+        resolved, loaded = f"{spec.base} ({pinned[:18] or 'not pinned'})", f"{model.name} ({found[:18]})"
+        message = f"the job was resolved with {resolved}, loaded is {loaded}; load that base or resolve the job again"
+        raise problem("base", message)
+    dtype = "bf16" if model.bf16 else "fp32"
+    if dtype != precision:
+        message = f"the job computes in {precision} on {model.device}, {model.name} is loaded in {dtype}"
+        raise problem("precision", f"{message}; load it in {precision}", spec.precision)

@@ -22,6 +22,7 @@ from trainer.adapter import adapter_files, attach, detach, load_adapter, part_of
 from trainer.families import qwen2_decoder
 from trainer.features import FeatureCache, Mel, wave_key
 from trainer.fields import problem
+from trainer.resolve import pin_base
 from trainer.tokens import Tokens
 
 
@@ -29,14 +30,16 @@ class Qwen2Audio:
     """A loaded base, with or without a trained state on it.
 
     Attributes: `tokens` (prompt, tokenizer, limits), `stock` (the transformers model), `module` (stock or its
-    PEFT wrapper), `trained` (parameters by name), `checksum` (of the base at load), `cache` (encoder states).
+    PEFT wrapper), `trained` (parameters by name), `checksum` (of the base at load), `folder` and `pin` (where the
+    base lay, and `trainer.resolve.pin_base` of it), `cache` (encoder states).
     """
 
     def __init__(self, stock: Any, folder: str | Path, name: str, cache: FeatureCache | None = None):
         # Any: torch types every attribute of a Module as `Tensor | Module`.
         self.stock: Any = stock.eval().requires_grad_(False)
         self.module: Any = self.stock
-        self.name = name
+        self.name, self.folder = name, Path(folder)
+        self.pin = str(pin_base(str(folder), None))
         self.tokens = Tokens(folder)
         self.mel = Mel(folder, self.tokens.shape)
         self.cache = FeatureCache() if cache is None else cache
