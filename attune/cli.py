@@ -194,7 +194,7 @@ def _schema(args: argparse.Namespace) -> int:
     return 0
 
 
-ROLES = ("audio", "text", "label", "intent", "slots", "speaker", "split")
+ROLES = ("audio", "text", "label", "intent", "slots", "speaker", "split", "id", "offset_s", "duration_s")
 
 
 def _import_command(sub: argparse.ArgumentParser) -> None:
@@ -206,7 +206,8 @@ def _import_command(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--answer", choices=("json", "label", "label_set", "text"), help="form of the answer")
     for role in ROLES:
         what = "column or key" if role != "slots" else "column or key (several: by comma, a slot type each)"
-        sub.add_argument(f"--{role}", metavar="COLUMN", help=f"{what} of the {role}, instead of the guess; '-': none")
+        flag = f"--{role.replace('_', '-')}"
+        sub.add_argument(flag, metavar="COLUMN", help=f"{what} of the {role}, instead of the guess; '-': none")
     sub.add_argument("--audio-root", type=Path, help="folder that audio paths are relative to (default: the file's)")
     sub.add_argument("--speaker-pattern", help="regular expression whose first group in a file name is the speaker")
     sub.add_argument("--encoding", help="encoding of a text file (default UTF-8)")

@@ -154,23 +154,6 @@ def imported(report: ImportReport, out: Path, *, as_json: bool) -> None:
     if as_json:
         _dump(report.to_json())
         return
-    print(f"{out}: {report.rows} of {report.rows_read} rows from {report.source} ({report.format}), task {report.task}")
-    print("columns: " + ", ".join(f"{role} = {column}" for role, column in report.columns.items()))
-    for split, rows in report.by_split.items():
-        speakers = report.speakers_by_split.get(split, 0)
-        print(f"  {split}: {rows} rows, {speakers or 'unknown'} speakers")
-    if report.recordings:
-        print(f"  {report.recordings} recordings, {report.seconds / 60:.1f} min")
-    for label, lines in (("note", report.notes), ("suggestion", report.suggestions)):
-        for line in lines:
-            print(f"{label}: {line}")
-    for row in report.bad[:50]:
-        print(f"left out: line {row.line}: {row.reason}")
-    if len(report.bad) > 50:
-        print(f"… and {len(report.bad) - 50} more; report.json lists all")
-    issues = report.validation.get("issues", [])
-    for issue in issues[:20]:
-        print(f"line {issue['line']}: {issue['severity']}: {issue['code']}: {issue['remedy']}")
-    if not report.written:
-        print("this very data set was there already; nothing was written")
-    print(f"id {report.id}")
+    print(f"{out}:")
+    for line in report.lines():
+        print(line)

@@ -1,14 +1,21 @@
 """A study from its file to its report, in one warm process, on a random toy base and real waveforms."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import toy
 import yaml
 
 from trainer.__main__ import main
+from trainer.corpus import Reader
 from trainer.run import run
 from trainer.store import FolderStore
+from trainer.study import StudySpec, expand, load, presentations
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +105,53 @@ def test_studies_refuse_ranks(world, tmp_path, capsys):
     path.write_text(yaml.safe_dump(study(world)))
     assert main([str(path), "--out", str(tmp_path / "o"), "--ranks", "2", "--data-root", str(world[1])]) == 2
     assert "a study runs in one process" in capsys.readouterr().err
+
+
+def test_an_interrupted_study_goes_on_and_says_the_same(done, world, tmp_path):
+    """Ctrl-C in the third job (a child process, as a user would press it): a checkpoint, then the same report."""
+    path = tmp_path / "study.yaml"
+    path.write_text(done[1].read_text())
+    command = [sys.executable, "-m", "attune.cli", "run", str(path), "--out", str(tmp_path / "out")]
+    command += ["--data-root", str(world[1])]
+    root = Path(__file__).parent.parent
+    child = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert child.stderr is not None
+    said = b""
+    while b"[3/8]" not in said:  # the bar says which job it is at
+        part = os.read(child.stderr.fileno(), 4096)
+        assert part, said.decode()
+        said += part
+    child.send_signal(signal.SIGINT)
+    rest = child.stderr.read()
+    assert child.wait(timeout=120) == 1, (said + rest).decode()
+    assert b"stopping after this step, with a checkpoint" in rest
+    assert b"the same command goes on from there" in rest
+    assert main([str(path), "--out", str(tmp_path / "out"), "--data-root", str(world[1])]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(
+        (done[0] / "report.json").read_text()
+    )
+
+
+def test_one_base_and_no_s3_for_a_study(world, tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    grid = {"scheme": ["text_only"], "base": [str(world[0]), "models/tiny"]}
+    path.write_text(yaml.safe_dump(study(world, grid=grid)))
+    assert main([str(path), "--out", str(tmp_path / "o"), "--data-root", str(world[1])]) == 2
+    assert "base: the cells of a study share one" in capsys.readouterr().err
+    path.write_text(yaml.safe_dump(study(world)))
+    assert main([str(path), "--out", "s3://bucket/x", "--data-root", str(world[1])]) == 2
+    assert "a study writes to a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suite", ["arabic-commands", "coffee-orders"])
+def test_the_demos_plan_what_they_say(suite, monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    demo = load(root / "suites" / f"{suite}.yaml")
+    assert isinstance(demo, StudySpec)
+    found = expand(demo, Reader())
+    assert {"majority", "untuned", "linear_probe", "exposure_matched"} <= set(found.controls)
+    mixing = [c for c in found.cells if c.settings.get("scheme") in ("direct_mix", "curriculum")]
+    assert len({round(presentations(c.runs[0]), 6) for c in mixing}) == 1
+    assert len({run.steps for c in found.cells for run in c.runs}) == 1
+    assert all(len(c.runs) >= 2 for c in found.cells)

@@ -9,14 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.bases import BaseError
 from trainer.fields import SpecError, problem
+from trainer.manifest import ManifestError
 from trainer.ranks import Ranks, spawn
 from trainer.resolve import read_and_resolve
 from trainer.result import Result
 from trainer.spec import JobSpec
 from trainer.store import StoreError, open_store
 from trainer.study import StudySpec, load
-from trainer.terminal import one_rank
+from trainer.terminal import Limit, Stop, one_rank
+from trainer.tokens import DataError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = newest_result(options.out)
         else:
             result = one_rank(Ranks(), spec, options.out, roots)
-    except (SpecError, StoreError) as error:
+    except (SpecError, StoreError, BaseError, DataError, ManifestError) as error:
         print(error, file=sys.stderr)
         return 2
     _say(result, options.out)
@@ -62,7 +65,7 @@ def _study(spec: StudySpec, options: argparse.Namespace, roots: Sequence[str]) -
     if options.ranks > 1:
         raise problem("ranks", "a study runs in one process; leave --ranks out", options.ranks)
     try:
-        print(run_study(spec, options.out, roots).text)
+        print(run_study(spec, options.out, roots, Stop(Limit(None))).text)
     except StudyFailedError as error:
         print(error, file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@ The base is loaded once and the encoder's states are kept between jobs. Each job
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,17 @@ from trainer.study import Cell, Expanded, StudySpec, expand, presentations
 
 
 class StudyFailedError(RuntimeError):
-    """A job of the study ended with a reason; the others are kept."""
+    """No report could be made; what is finished is kept, and the same command goes on from there."""
 
 
-def run_study(study: StudySpec, out: Path | str, roots: Sequence[Path | str] = (".",)) -> Report:
+def run_study(
+    study: StudySpec,
+    out: Path | str,
+    roots: Sequence[Path | str] = (".",),
+    control: Callable[[], str] = lambda: "continue",
+) -> Report:
     """Train and score all cells and controls of `study` into the folder `out` and write its report.
+    `control`: as of `trainer.run`; a study that it stops goes on when called again.
 
     A job that ends with a reason is left out of its cell and said in the notes; StudyFailedError where a whole
     cell is missing or no report can be made.
@@ -53,15 +59,15 @@ def run_study(study: StudySpec, out: Path | str, roots: Sequence[Path | str] = (
     with tqdm(total=sum(job.steps for job in jobs.values()), unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         for n, (key, job) in enumerate(jobs.items(), 1):
             bar.set_description(f"[{n}/{len(jobs)}] {job.spec.name.split('/')[-1]} seed {job.spec.seed}")
-            rows[key] = _one(job, store, read(job.spec), model, bar, expanded.notes)
+            rows[key] = _one(job, store, read(job.spec), model, bar, expanded.notes, control)
     for cell in expanded.cells:
         cell.runs = [run for run in cell.runs if rows[run.hash]]
     if missing := [cell.name for cell in expanded.cells if not cell.runs]:
         raise StudyFailedError("\n".join([f"no run of {', '.join(missing)} came to its end", *expanded.notes]))
     report_rows = _report_rows(expanded, rows)
-    for control in expanded.controls:
-        print(f"control: {control}", file=sys.stderr, flush=True)
-        report_rows += controls.rows_of(control, expanded, read, model, store)
+    for name in expanded.controls:
+        print(f"control: {name}", file=sys.stderr, flush=True)
+        report_rows += controls.rows_of(name, expanded, read, model, store)
     metric, task = main_metric(first), controls.task_of(first)
     return write_report(
         Path(out),
@@ -144,12 +150,21 @@ class _Progress:
 
 
 def _one(
-    job: Resolved, store: FolderStore, corpus: Corpus, model, bar: tqdm, notes: list[str]
+    job: Resolved,
+    store: FolderStore,
+    corpus: Corpus,
+    model,
+    bar: tqdm,
+    notes: list[str],
+    control: Callable[[], str],
 ) -> dict[str, list[Row]]:
     """Prediction rows of one job by modality, trained now or found finished; none, and a note, where it failed."""
     own = FolderStore(store.root / "jobs" / job.hash[:16])
     start = bar.n
-    result = run(job, own, _Progress(bar, start), corpus=corpus, model=model)
+    result = run(job, own, _Progress(bar, start), control, corpus=corpus, model=model)
+    if result.outcome == "yielded":
+        at = f"step {result.steps} of {job.spec.name}"
+        raise StudyFailedError(f"stopped at {at}; the same command goes on from there")
     bar.n = start + job.steps
     bar.update(0)
     if result.outcome != "succeeded":
