@@ -245,7 +245,18 @@ def _points(study: StudySpec, template: Mapping[str, Any]) -> list[dict[str, Any
         if empty := [k for k, v in zip(table, values, strict=True) if not v]:
             raise problem(f"{at}.{empty[0]}", "has no value; give at least one, or leave the key out")
         points += [dict(zip(keys, combination, strict=True)) for combination in itertools.product(*values)]
-    return points
+    # A scheme without recordings is one cell, however many subsets of them the grid has.
+    without = [_without_recordings(point, template) for point in points]
+    return [p for n, p in enumerate(without) if p == points[n] or p not in without[:n]]
+
+
+def _without_recordings(point: dict[str, Any], template: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = template.get("recipe", {})
+    scheme = point.get("recipe.scheme", recipe.get("scheme") if isinstance(recipe, Mapping) else None)
+    if scheme not in ("text_only", "synthetic_only"):
+        return point
+    unused = ("data.speech_fraction", "data.speech_per_label", "data.subset_seed")
+    return {key: value for key, value in point.items() if key not in unused}
 
 
 def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
