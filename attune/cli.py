@@ -15,7 +15,8 @@ from trainer.corpus import Reader, tasks_of
 from trainer.fields import SpecError, problem
 from trainer.resolve import read_and_resolve, resolve
 from trainer.spec import JobSpec, json_schema
-from trainer.study import StudySpec, Suite, expand, load
+from trainer.study import StudySpec, expand, load
+from trainer.suite import Suite
 from trainer.validate import Report, validate_dataset
 
 

@@ -8,7 +8,8 @@ from trainer.fields import Spec
 from trainer.metrics import METRICS
 from trainer.spec import JobSpec
 from trainer.strategies import PAPERS
-from trainer.study import StudySpec, Suite
+from trainer.study import StudySpec
+from trainer.suite import Suite
 
 
 def markdown() -> str:

@@ -10,7 +10,8 @@ import yaml
 from attune.importing import ImportReport
 from trainer.estimate import Estimate, mix_chart
 from trainer.resolve import Resolved
-from trainer.study import Expanded, Suite, presentations
+from trainer.study import Expanded, presentations
+from trainer.suite import Suite
 from trainer.validate import Report
 
 

@@ -164,7 +164,7 @@ def base():
 def clips(tmp_path_factory) -> list[Utterance]:
     folder = tmp_path_factory.mktemp("clips")
     rows = []
-    for i, seconds in enumerate((0.6, 0.8, 1.0, 14.0)):
+    for i, seconds in enumerate((0.6, 0.8, 1.0, 18.0)):
         wave = 0.1 * _noise(int(16000 * seconds), 1, f"clip{i}")[:, 0]
         soundfile.write(folder / f"{i}.wav", wave, 16000)
         rows.append(Utterance(f"c{i}", "t", "en", "test", label="abc"[i % 3], audio=str(folder / f"{i}.wav")))

@@ -282,14 +282,14 @@ def test_a_changed_test_set_is_refused(world, tmp_path):
 
 def test_a_recording_longer_than_the_window_is_named(world, tmp_path):
     folder = toy.data(tmp_path / "data")
-    soundfile.write(folder / "speech/audio/test4.wav", np.zeros(13 * 16000, np.float32), 16000)
+    soundfile.write(folder / "speech/audio/test4.wav", np.zeros(17 * 16000, np.float32), 16000)
     rows = (folder / "speech/test.jsonl").read_text().splitlines()
-    rows[4] = json.dumps({**json.loads(rows[4]), "duration_s": 13.0})
+    rows[4] = json.dumps({**json.loads(rows[4]), "duration_s": 17.0})
     (folder / "speech/test.jsonl").write_text("\n".join(rows) + "\n")
     resolved, corpus = toy.resolved(world[0], folder)
     result = run(resolved, FolderStore(tmp_path / "out"), corpus=corpus, threads=1)
     assert result.reason == "invalid_data"
-    assert "utterance test-4: 13.00 s of audio, the base hears at most 12 s" in result.message
+    assert "utterance test-4: 17.00 s of audio, the base hears at most 16 s" in result.message
 
 
 def test_a_bug_is_written_and_raised(world, tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ from specs import corpus_folder
 
 from trainer.corpus import read_corpus
 from trainer.fields import SpecError
-from trainer.study import StudySpec, Suite, expand, load, presentations
+from trainer.study import StudySpec, expand, load, presentations
+from trainer.suite import Suite
 
 
 def study(folder, **fields) -> StudySpec:

@@ -9,16 +9,17 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from trainer.corpus import Corpus
-from trainer.fields import Problem, Share, Spec, SpecError, problem, readable
+from trainer.fields import Problem, Spec, SpecError, problem, readable
 from trainer.resolve import Resolved, resolve
 from trainer.spec import Data, Evaluate, JobSpec, Resources, Tuning, parse_job, read_yaml
 from trainer.stage import Optimizer, cumulative
 from trainer.strategies import STRATEGIES, LimitedSpeech
+from trainer.suite import Suite
 
 SEEDS = ("seed", "data.subset_seed")
 Control = Literal["majority", "untuned", "linear_probe", "cascade", "exposure_matched"]
@@ -51,36 +52,6 @@ class StudySpec(Spec):
     """Rows of every comparison beside the cells: `majority`, `untuned`, `linear_probe`, `cascade` (of the
     text-only cells), `exposure_matched` (direct mixing with as many speech presentations as the curriculum).
     Default: all that the task and the data allow; a tool without them flatters itself."""
-
-
-def _worse(value: Any) -> Any:
-    return float(value.strip().rstrip("%")) / 100 if isinstance(value, str) and value.strip().endswith("%") else value
-
-
-class Gate(Spec):
-    """When a metric blocks."""
-
-    worse_by: Annotated[float, BeforeValidator(_worse)] | None = None
-    """Blocks if worse than the baseline by more than this (points, or a share of the baseline)."""
-    max: Share | None = None
-    """Blocks above this value."""
-
-
-class Suite(Spec):
-    """A benchmark suite for CI. Its shape is checked; running it needs the service and is refused by name."""
-
-    suite: str
-    """Name of the suite."""
-    baseline: dict[str, str]
-    """What to compare with, e.g. `{branch: main}`."""
-    jobs: list[str] = Field(min_length=1)
-    """Job files, relative to the suite."""
-    seeds: list[int] = Field(min_length=1)
-    """Training seeds of every job."""
-    gate: dict[str, Gate]
-    """Per metric, what blocks a merge."""
-    inconclusive: Literal["pass", "fail"] = "pass"
-    """Verdict where the interval decides nothing."""
 
 
 Read = Callable[[JobSpec], Corpus]
