@@ -65,10 +65,12 @@ def _study(spec: StudySpec, options: argparse.Namespace, roots: Sequence[str]) -
     if options.ranks > 1:
         raise problem("ranks", "a study runs in one process; leave --ranks out", options.ranks)
     try:
-        print(run_study(spec, options.out, roots, Stop(Limit(None))).text)
+        report = run_study(spec, options.out, roots, Stop(Limit(None)))
     except StudyFailedError as error:
         print(error, file=sys.stderr)
         return 1
+    print(report.text)
+    print("\n".join(str(path) for path in report.files))
     return 0
 
 
