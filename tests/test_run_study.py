@@ -156,3 +156,8 @@ def test_the_demos_plan_what_they_say(suite, monkeypatch):
     assert len({round(presentations(c.runs[0]), 6) for c in mixing}) == 1
     assert len({run.steps for c in found.cells for run in c.runs}) == 1
     assert all(len(c.runs) >= 2 for c in found.cells)
+
+
+def test_the_text_speech_gap_is_said(done):
+    words = " ".join((done[0] / "report.txt").read_text().split())
+    assert "text_only on transcripts instead of speech:" in words

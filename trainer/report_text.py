@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trainer.compare import compare
 from trainer.metrics import score
 
 if TYPE_CHECKING:
@@ -32,7 +33,21 @@ def number(value: float, *, sign: bool = False) -> str:
 
 def findings(scored: "Scored") -> list[str]:
     """One sentence a question, then what a simpler row does better than everything tuned."""
-    return [*(_sentence(q, scored) for q in scored.questions if q.asked), *_simpler(scored)]
+    return [*(_sentence(q, scored) for q in scored.questions if q.asked), *_gaps(scored), *_simpler(scored)]
+
+
+def _gaps(scored: "Scored") -> list[str]:
+    """The text–speech gap of every cell that was also scored on its transcripts."""
+    rows = {row.name: row for row in scored.rows}
+    lines = []
+    for twin in scored.rows:
+        spoken = rows.get(twin.name.removesuffix(", text twin"))
+        if twin.scheme != "text twin" or spoken is None:
+            continue
+        c = compare(spoken.cell(), twin.cell(), scored.metric.name, confidence=scored.confidence)
+        gap, low, high = (number(x, sign=True) for x in (c.effect, c.ci_low, c.ci_high))
+        lines.append(f"{spoken.name} on transcripts instead of speech: {gap} ({low} to {high}).")
+    return lines
 
 
 def _sentence(q: "Question", scored: "Scored") -> str:

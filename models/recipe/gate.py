@@ -85,18 +85,21 @@ def _slot_words(rows: list[dict], said: list[str]) -> float:
 
 
 def synthetic(base: Base, work: Path) -> dict:
-    """Unseen voices and sentences: WER, and the task that was trained in text only, on speech and on text."""
+    """Unseen voices and sentences: WER, and the task that was trained in text only: on speech, on
+    what the base itself transcribes (cascade), and on the true text."""
     out, tasks = {}, Tasks()
     for split in ("clean", "recorded"):
         corpus = Corpus(work, split)
         for language in LANGUAGES:
             rows = [k for k in range(len(corpus)) if corpus.language[k] == language]
             texts, mels = [corpus.text[k] for k in rows], [corpus.clip(k, -1).mel for k in rows]
-            out[f"{split} {language} WER"] = wer(texts, base.hear(mels, TRANSCRIBE))
+            heard = base.hear(mels, TRANSCRIBE)
+            out[f"{split} {language} WER"] = wer(texts, heard)
             if split == "clean":
                 out[f"{split} {language} WER, instruction first"] = wer(texts, base.hear(mels, TRANSCRIBE, False))
                 truth = [tasks.answer(PROBE, language, t) for t in texts]
                 out[f"probe {language} on speech"] = _equal(truth, base.hear(mels, PROMPTS[PROBE]))
+                out[f"probe {language}, cascade"] = _equal(truth, base.read(heard, PROMPTS[PROBE]))
                 out[f"probe {language} on text"] = _equal(truth, base.read(texts, PROMPTS[PROBE]))
     return out
 
