@@ -41,6 +41,7 @@ REFUSED = [
     ({"recipe": "sftt"}, "'auto', 'sft', 'limited_speech', 'custom' (given: 'sftt')"),
     ({"recipe": {"name": "limited_speech", "speech_share": "5%", "speech_presentations": 2}}, "keep one"),
     ({"recipe": {"name": "limited_speech", "scheme": "text_only", "abundant": "synthetic"}}, "say synthetic_only"),
+    ({"recipe": {"name": "limited_speech", "scheme": "text_only", "speech_presentations": 2}}, "shows no recordings"),
     ({"data": {"corpus": "x", "speech_fraction": 5}}, "data.speech_fraction: a share lies between 0 and 1"),
     ({"data": {"corpus": "x", "speech_fraction": "5 percent"}}, "write a share as '5%' or 0.05"),
     ({"data": {"corpus": "x", "text": "y"}}, "corpus gives text and speech"),

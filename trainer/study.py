@@ -22,6 +22,7 @@ from trainer.strategies import STRATEGIES, LimitedSpeech
 from trainer.suite import Suite
 
 SEEDS = ("seed", "data.subset_seed")
+WITHOUT_RECORDINGS = ("text_only", "synthetic_only")
 Control = Literal["majority", "untuned", "linear_probe", "cascade", "exposure_matched"]
 
 
@@ -116,6 +117,11 @@ def expand(study: StudySpec, read: Read) -> Expanded:
         data: dict[str, Any] = {**template, "name": f"{study.study}/{name}"}
         for key, value in settings.items():
             data = _with(data, key.split("."), value)
+        recipe = data.get("recipe")
+        if isinstance(recipe, Mapping) and recipe.get("scheme") in WITHOUT_RECORDINGS:
+            # what the mixing cells share says nothing about a cell without recordings
+            kept = {k: v for k, v in recipe.items() if k not in ("speech_presentations", "speech_share")}
+            data = {**data, "recipe": kept}
         jobs.append((name, _only_speech(parse_job(data), study.hold)))
 
     _one_run_per_seed(jobs)
@@ -224,7 +230,7 @@ def _points(study: StudySpec, template: Mapping[str, Any]) -> list[dict[str, Any
 def _without_recordings(point: dict[str, Any], template: Mapping[str, Any]) -> dict[str, Any]:
     recipe = template.get("recipe", {})
     scheme = point.get("recipe.scheme", recipe.get("scheme") if isinstance(recipe, Mapping) else None)
-    if scheme not in ("text_only", "synthetic_only"):
+    if scheme not in WITHOUT_RECORDINGS:
         return point
     unused = ("data.speech_fraction", "data.speech_per_label", "data.subset_seed")
     return {key: value for key, value in point.items() if key not in unused}

@@ -57,6 +57,10 @@ class LimitedSpeech(Spec):
             raise ValueError(
                 f"speech_presentations must be above 0, not {self.speech_presentations:g}; for none use text_only"
             )
+        if self.scheme in ("text_only", "synthetic_only"):
+            for knob in ("speech_presentations", "speech_share"):
+                if getattr(self, knob) is not None:
+                    raise ValueError(f"scheme {self.scheme} shows no recordings; leave {knob} out")
         if self.scheme == "text_only" and self.abundant == "synthetic":
             raise ValueError(
                 "scheme text_only with abundant: synthetic: say synthetic_only, or abundant: text"
