@@ -369,3 +369,17 @@ def test_command_line_keeps_the_time_limit(world, tmp_path, capsys):
     spec.write_text(resolved.spec.model_dump_json(by_alias=True, exclude_unset=True))
     assert main([str(spec), "--out", str(tmp_path / "out"), "--data-root", str(world[1])]) == 1
     assert "timeout after 1 of 9 steps: the time limit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", ["/dev/null/x", "s3://bucket/x"])
+def test_a_place_that_cannot_be_written_is_one_line(world, tmp_path, out, monkeypatch, capsys):
+    for name, value in (("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "y"), ("AWS_MAX_ATTEMPTS", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
+    resolved, _ = toy.resolved(*world)
+    path = tmp_path / "job.yaml"
+    fields = {"recipe", "data", "steps", "tuning", "global_batch", "name", "base", "language"}
+    path.write_text(json.dumps(resolved.spec.model_dump(mode="json", by_alias=True, include=fields)))
+    assert main([str(path), "--out", out, "--data-root", str(world[1])]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"--out {out}: cannot be written or read")

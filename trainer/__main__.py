@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from trainer.bases import BaseError
 from trainer.fields import SpecError, problem
 from trainer.manifest import ManifestError
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SpecError, StoreError, BaseError, DataError, ManifestError) as error:
         print(error, file=sys.stderr)
         return 2
+    except (OSError, BotoCoreError, ClientError) as error:  # a disk or an S3 service; where it can, run() stores why
+        print(f"--out {options.out}: cannot be written or read: {error}; nothing finished is lost", file=sys.stderr)
+        return 1
     _say(result, options.out)
     return {"succeeded": 0}.get(result.outcome, 2 if result.reason == "invalid_spec" else 1)
 
