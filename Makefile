@@ -30,7 +30,7 @@ check: install
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# Rebuilds the tiny base from text and synthetic speech; prints its gate. About an hour on two cores.
+# Rebuilds the tiny base from text and synthetic speech; prints its gate. About two hours on two cores.
 base: install
 	$(BIN)/python -m models.recipe.build --out models/tiny
 

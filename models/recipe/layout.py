@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
 
 class Layout:
-    """Token ids of prompts. The free embedding of <|AUDIO|> doubles as "no word here": blank of CTC and of
+    """Token ids of prompts. The free embedding of <|AUDIO|> doubles as "no word here", in frame targets and in
     pseudo-speech; stock code always overwrites that position with an audio vector, so nothing else uses it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,7 +2,7 @@
 
 Every row is read twice: with the audio (or pseudo-speech) and with its transcript in the audio's place.
     phone  cross-entropy of the encoder's 25 Hz states with the synthesiser's phones
-    frame  cross-entropy of audio vector x word embedding with the piece that stands there, or blank; ctc: its CTC
+    frame  cross-entropy of audio vector x word embedding with the piece that stands there, or blank
     ask    the task's answer after speech;  text  the same after text, and plain language modelling
     token  1 - cosine of an audio vector's state with the state of the piece it carries, over all layers
     slot   the same at the position that predicts the answer
@@ -72,18 +72,12 @@ class Losses(nn.Module):
         terms["phone"] = F.cross_entropy(self.phone(states).float().flatten(0, 1), phones.flatten(), ignore_index=-100)
         words = embedding(self.model)
         # the embeddings move together with the language model, never for the encoder alone
-        logits = F.linear(vectors, words if "ask" in stage else words.detach()).float() * self.scale
+        logits = F.linear(vectors * self.scale, words if "ask" in stage else words.detach()).float()
         count, target = audio_vectors(frames), torch.full(logits.shape[:2], -100)
         pieces = [layout.words(corpus.text[k]) for k in rows]
         for i, clip in enumerate(clips):
             target[i, : count[i]] = torch.tensor(frame_targets(clip, pieces[i], layout.blank))
         terms["frame"] = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
-        if stage["ctc"]:
-            flat = [[p for w in words for p in w] for words in pieces]
-            terms["ctc"] = F.ctc_loss(
-                logits.log_softmax(-1).transpose(0, 1), torch.tensor([p for row in flat for p in row]), count,
-                torch.tensor([len(row) for row in flat]), blank=layout.blank, zero_infinity=True,
-            )  # fmt: skip
         return vectors, clips
 
     def _spoken(self, clip, text: str, stage: dict, rng: random.Random) -> Content:
