@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, OSError) as error:
         print(f"attune {args.command}: {_plural(error)}\n{error}", file=sys.stderr)
+        if args.command == "run":
+            from trainer.result import leave_refusal  # brings scipy, so only here
+
+            leave_refusal(args.out, args.spec.stem, error)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

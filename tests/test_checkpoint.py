@@ -6,7 +6,8 @@ import pytest
 import torch
 import toy
 
-from trainer.checkpoint import attempts, claim, load_optimizer, newest, optimizer_bytes, read_log
+from trainer.attempts import attempts, claim
+from trainer.checkpoint import load_optimizer, newest, optimizer_bytes, read_log
 from trainer.families import load
 from trainer.store import FolderStore
 

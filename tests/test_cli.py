@@ -67,6 +67,15 @@ def test_a_bad_spec_exits_2_and_says_where(spec, capsys):
     assert "langauge: unknown key; did you mean 'language'?" in capsys.readouterr().err
 
 
+def test_a_run_that_cannot_begin_leaves_a_result(spec, tmp_path, capsys):
+    fields = yaml.safe_load(spec.read_text())
+    spec.write_text(yaml.safe_dump({**fields, "langauge": "en"}))
+    assert main(["run", str(spec), "--out", str(tmp_path / "out")]) == 2
+    result = json.loads((tmp_path / "out" / "attempts" / "1" / "result.json").read_text())
+    assert (result["name"], result["outcome"], result["reason"]) == ("job", "failed", "invalid_spec")
+    assert result["message"] in capsys.readouterr().err
+
+
 def test_validate_lists_bad_rows_and_exits_2(spec, capsys):
     """The corpus names recordings that do not exist: every row of them is listed."""
     assert main(["validate", str(spec)]) == 2

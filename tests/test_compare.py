@@ -126,6 +126,47 @@ class TestKnownAnswers:
         assert result.ci_low < result.value < result.ci_high
 
 
+class TestSubsetsOfTheRecordings:
+    """Runs on one subset of the recordings share its luck: they are one draw, however many their seeds."""
+
+    @staticmethod
+    def run(share):
+        """Five speakers with ten utterances each, all right equally often: only runs differ."""
+        return rows([i % 10 < 10 * share for i in range(50)], [f"s{i // 10}" for i in range(50)])
+
+    def test_the_interval_is_the_t_interval_of_subset_means(self):
+        runs, subsets = [self.run(share) for share in (0.5, 0.7, 0.2, 0.4)], [7, 7, 8, 8]
+        result = compare([self.run(0.0)], runs, "accuracy", subsets=(None, subsets))
+        half = stats.t.ppf(0.975, 1) * math.sqrt(((0.6 - 0.45) ** 2 + (0.3 - 0.45) ** 2) / 1 / 2)
+        assert result.effect == pytest.approx(0.45)
+        assert (result.ci_low, result.ci_high) == (pytest.approx(0.45 - half), pytest.approx(0.45 + half))
+        assert result.n_seeds == (1, 4)
+        assert "draws 1 and 2" in result.method
+        assert "a draw is a subset of the recordings, its seeds averaged (1 and 4 runs)" in result.method
+        alone = compare([self.run(0.0)], runs, "accuracy")
+        assert alone.ci_high - alone.ci_low < half  # four draws: too sure by more than half
+
+    def test_a_seed_more_in_a_subset_is_no_draw_more(self):
+        u, v = self.run(0.6), self.run(0.3)
+        once = interval([u, v], "accuracy")
+        for runs, subsets in (([u, u, v, v], "aabb"), ([u, u, u, v], "aaab"), ([v, u, v, u], "baba")):
+            found = interval(runs, "accuracy", subsets=subsets)
+            assert (found.value, found.ci_low) == (pytest.approx(once.value), pytest.approx(once.ci_low))
+            assert f"2 draws; a draw is a subset of the recordings, its seeds averaged ({len(runs)}" in found.method
+
+    def test_with_one_subset_or_one_seed_in_each_all_is_as_without(self):
+        runs = [self.run(share) for share in (0.5, 0.7, 0.2)]
+        for subsets in ([4, 4, 4], [1, 2, 3], None):
+            assert interval(runs, "accuracy", subsets=subsets) == interval(runs, "accuracy")
+
+    def test_pairing_counts_draws(self):
+        runs = [self.run(share) for share in (0.5, 0.7, 0.2, 0.4)]
+        with pytest.raises(ValueError, match="a has 4, b has 2"):
+            compare(runs, runs, "accuracy", paired_seeds=True, subsets=(None, [1, 1, 2, 2]))
+        both = ([1, 1, 2, 2], [1, 1, 2, 2])
+        assert "2 draws, paired" in compare(runs, runs, "accuracy", paired_seeds=True, subsets=both).method
+
+
 class TestMethodSaysWhatWasDone:
     def test_unknown_speakers(self):
         assert "speakers unknown: utterances as blocks" in interval([rows([1, 0, 1])], "accuracy").method

@@ -215,6 +215,14 @@ def test_a_stage_that_opens_only_frozen_parts_is_refused(job, world):
         toy.loop(variant, corpus, model_for(variant, world)).run()
 
 
+def test_text_in_a_stage_that_trains_the_projector_alone_teaches_nothing_and_breaks_nothing(world):
+    recipe = {"name": "limited_speech", "scheme": "direct_mix", "speech_presentations": 1}
+    tuning = {"method": "projector", "encoder": "frozen"}
+    resolved, corpus = toy.resolved(*world, recipe=recipe, tuning=tuning, steps=4)
+    loop = toy.loop(resolved, corpus, model_for(resolved, world), budget=60)  # micro-batches of text alone
+    assert (loop.run().reason, loop.step) == (None, 4)
+
+
 def test_reset_optimizer_starts_a_stage_with_fresh_moments(job, world):
     resolved, corpus = job
     fresh = resolved.model_copy(

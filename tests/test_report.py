@@ -3,15 +3,17 @@
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from trainer.compare import compare
 from trainer.learning_curve import apart
-from trainer.report import ReportRow, score_rows, write_report
+from trainer.report import ReportRow, score_rows
 from trainer.report_text import WIDTH, findings, number, table
 from trainer.rng import philox
+from trainer.write_report import write_report
 
 SPEAKERS, EACH = 6, 60
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -79,6 +81,27 @@ def test_values_and_verdicts_are_those_of_compare(ladder, tmp_path):
     assert document["notes"][0] == "A note."
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(PNG)
     assert report.text == (tmp_path / "report.txt").read_text()
+
+
+def test_runs_that_share_a_subset_of_the_recordings_are_one_draw(tmp_path):
+    keys = ["1/1", "1/2", "2/1", "2/2"]
+    runs = {key: _run(0.5 + 0.1 * (key[0] == "2") + 0.01 * (key[2] == "2"), key) for key in keys}
+    plain = [
+        ReportRow("direct_mix", "direct_mix", 200, None, 12.0, runs),
+        ReportRow("direct_mix, text twin", "text twin", 200, None, 12.0, runs, "control"),
+        _cell("speech_only", 0.3, 200),
+    ]
+    drawn = [replace(row, subsets={key: int(key[0]) for key in keys}) for row in plain[:2]] + plain[2:]
+    wide, narrow = score_rows(drawn, "accuracy"), score_rows(plain, "accuracy")
+    pooled = [scored.pooled["direct_mix"] for scored in (wide, narrow)]
+    for a, b in (pooled, [scored.questions[0].answer for scored in (wide, narrow)]):
+        assert a.ci_high - a.ci_low > 1.5 * (b.ci_high - b.ci_low)
+        assert "a draw is a subset of the recordings" in a.method
+    assert findings(wide) != findings(narrow)
+    failed = [{"row": "direct_mix", "seed": "2/3", "reason": "invalid_data"}]
+    document = write_report(tmp_path, drawn, "accuracy", study="s", base="b", failed=failed).document
+    assert document["failed"] == failed
+    assert any("its seeds averaged (4 runs)" in note for note in document["notes"])
 
 
 def questions(rows) -> list[tuple[str, str]]:

@@ -9,7 +9,8 @@ import torch
 import toy
 from safetensors.torch import load as tensors_of
 
-from trainer.__main__ import main
+from trainer.__main__ import main, newest_result
+from trainer.bases import locate_base
 from trainer.families import check_loaded, load
 from trainer.fields import SpecError
 from trainer.plan import StagePlan, plan_stage
@@ -361,6 +362,91 @@ def test_command_line(world, tmp_path, capsys):
     spec.write_text(spec.read_text().replace('"global_batch":8', '"global_bach":8'))
     assert main(command) == 2
     assert "did you mean 'global_batch'?" in capsys.readouterr().err
+
+
+def failed(out) -> Result:
+    """The one result that a start left in a folder; nothing else lies there."""
+    store = FolderStore(out)
+    assert store.list() == ["attempts/1/claim.json", "attempts/1/result.json"]
+    return newest_result(str(out))
+
+
+@pytest.fixture
+def start(world, tmp_path):
+    """`start(out, **changes)`: the exit code of the toy job with changed fields, run by the command line."""
+    resolved, _ = toy.resolved(*world)
+    plain = json.loads(resolved.spec.model_dump_json(by_alias=True, exclude_unset=True, exclude={"tasks"}))
+
+    def start(out, root=world[1], **changes):
+        path = tmp_path / "job.json"
+        path.write_text(json.dumps({**plain, **changes}))
+        return main([str(path), "--out", str(out), "--data-root", str(root)])
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "reason", "words"),
+    [({"global_bach": 8}, "job", "invalid_spec", "did you mean 'global_batch'?"),
+     ({"tuning": {"targets": ["qproj"]}}, "toy", "invalid_spec", "tuning.targets[0]: "),
+     ({"base": "./nowhere"}, "toy", "invalid_spec", "no such folder"),
+     ({"data": {"text": "text", "speech": "nowhere"}}, "toy", "invalid_data", "data.speech: ")],
+)  # fmt: skip
+def test_what_cannot_begin_leaves_a_result(start, tmp_path, changes, name, reason, words, capsys):
+    code = start(tmp_path / "out", **changes)
+    if "base" in changes:  # known only when the base is loaded: run() leaves the result
+        result = newest_result(str(tmp_path / "out"))
+    else:
+        result = failed(tmp_path / "out")
+        assert result.message == capsys.readouterr().err.strip()
+    assert code == 2
+    assert (result.name, result.outcome, result.reason, result.steps) == (name, "failed", reason, 0)
+    assert words in result.message
+
+
+def test_a_job_goes_on_where_it_could_not_begin(start, tmp_path):
+    assert start(tmp_path / "out", language="nowhere!") == 2
+    assert start(tmp_path / "out") == 0
+    assert newest_result(str(tmp_path / "out")).attempts == [1, 2]
+
+
+def test_a_finished_run_keeps_its_result_whatever_is_started_there(start, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert start(out) == 0
+    store = FolderStore(out)
+    before = {key: store.get(key) for key in store.list()}
+    for changes, words in (
+        ({"seed": 5}, "holds the job 'toy' of another spec"),
+        ({"global_bach": 8}, "unknown key"),
+        ({"data": {"text": "text", "speech": "nowhere"}}, "data.speech: "),
+    ):
+        assert start(out, **changes) == 2
+        assert words in capsys.readouterr().err
+    assert {key: store.get(key) for key in store.list()} == before
+
+
+def test_a_paused_run_whose_data_are_gone_says_so_and_another_spec_leaves_nothing(start, tmp_path):
+    out, gone = tmp_path / "out", tmp_path / "gone"
+    gone.mkdir()
+    assert start(out, resources={"time": "0s"}) == 1
+    assert start(out, gone, resources={"time": "0s"}, seed=5) == 2
+    assert newest_result(str(out)).reason == "timeout"
+    assert start(out, gone, resources={"time": "0s"}) == 2
+    result = newest_result(str(out))
+    assert (result.reason, result.attempt, result.attempts) == ("invalid_data", 2, [1, 2])
+
+
+def test_a_job_pinned_to_an_older_base_in_s3_is_refused(world, s3_base, tmp_path):
+    base = s3_base(world[0])
+    resolved, corpus = toy.resolved(*world, base=base)
+    model = load(locate_base(base), name=base)
+    check_loaded(model, resolved.spec, resolved.base_revision, "fp32")
+    s3_base(toy.base(tmp_path / "new", seed=5))
+    result = run(resolved, FolderStore(tmp_path / "out"), corpus=corpus, threads=1)
+    assert (result.reason, result.steps) == ("invalid_spec", 0)
+    assert "its files have changed since the job was resolved" in result.message
+    with pytest.raises(SpecError, match="the job was resolved with s3://"):
+        check_loaded(load(locate_base(base), name=base), resolved.spec, resolved.base_revision, "fp32")
 
 
 def test_command_line_keeps_the_time_limit(world, tmp_path, capsys):

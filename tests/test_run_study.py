@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import toy
 import yaml
+from specs import corpus_folder
 
-from trainer.__main__ import main
+from trainer.__main__ import main, newest_result
 from trainer.corpus import Reader
+from trainer.result import Result
 from trainer.run import run
+from trainer.run_study import _left_out, _report_rows
 from trainer.store import FolderStore
 from trainer.study import StudySpec, expand, load, presentations
 
@@ -131,6 +134,44 @@ def test_an_interrupted_study_goes_on_and_says_the_same(done, world, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(
         (done[0] / "report.json").read_text()
     )
+
+
+def test_a_job_of_a_study_that_cannot_begin_leaves_a_result_under_its_name(world, tmp_path, capsys):
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    grid = {"scheme": ["direct_mix"], "speech_per_label": [2, 99], "seed": [1]}
+    path.write_text(yaml.safe_dump(study(world, grid=grid, also=[])))
+    command = [str(path), "--out", str(out), "--data-root", str(world[1])]
+    assert main(command) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("tones/99 per label: data.speech_per_label: label ")
+    result = newest_result(str(out))
+    assert (result.name, result.reason) == ("tones/99 per label", "invalid_spec")
+    assert (result.outcome, result.message) == ("failed", said)
+    (out / "report.json").write_text("{}")  # a finished study
+    assert main(command) == 2
+    assert newest_result(str(out)).attempt == 1
+    path.write_text(yaml.safe_dump(study(world, data={"text": "text", "speech": "nowhere"}, also=[])))
+    assert main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 2
+    assert newest_result(str(tmp_path / "other")).reason == "invalid_data"
+
+
+def test_runs_know_their_subset_and_those_without_result_are_listed(tmp_path):
+    data = {"corpus": str(corpus_folder(tmp_path)), "speech_fraction": "50%"}
+    grid = {"scheme": ["text_only", "direct_mix"], "seed": [1, 2], "subset_seed": [3, 4]}
+    plain = study((Path("models/tiny"), tmp_path), data=data, grid=grid, also=[], controls=[])
+    found = expand(StudySpec.model_validate(plain), Reader())
+    rows = {key: {"speech": [], "text": []} for key in found.jobs()}
+    text, mixed, *twins = _report_rows(found, rows)
+    assert mixed.subsets == {"3/1": 3, "4/1": 4, "3/2": 3, "4/2": 4}
+    assert [row.subsets for row in twins] == [text.subsets, mixed.subsets]
+    assert set(text.subsets) == {1, 2}
+    assert len(set(text.subsets.values())) == 1
+    last = found.cells[1].runs[-1]
+    ended = {"outcome": "failed", "reason": "diverged", "message": "loss nan"}
+    why = Result(name="x", attempt=1, attempts=[1], steps=3, planned_steps=4, **ended)
+    listed = {"row": "direct_mix", "seed": "4/2", "job": f"jobs/{last.hash[:16]}", **ended}
+    assert _left_out(found, {last.hash: why}) == [listed]
+    assert found.notes[-1].startswith("tones/direct_mix seed 2 is left out: diverged: loss nan (jobs/")
 
 
 def test_one_base_and_no_s3_for_a_study(world, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """The contract: what is accepted, what is refused and in which words, and what a hash depends on."""
 
+import re
+
 import pytest
 import yaml
 from specs import corpus_folder, job, resolved
 
-from trainer.fields import SpecError
+from trainer.fields import SpecError, UnfitDataError
 from trainer.resolve import read_and_resolve
 from trainer.spec import JobSpec, builtin_tasks, json_schema, parse_job, read_yaml
 
@@ -83,7 +85,14 @@ UNFIT = [
     ({"recipe": {"name": "limited_speech", "speech_presentations": 70}}, "do not fit into the 10 mixed steps"),
     ({"tuning": {"method": "full", "encoder": "lora"}}, "tuning.encoder: encoder: lora goes with method: lora"),
     ({"data": {"corpus": "HERE", "speech_per_label": 4}}, "has 3 recordings; ask for at most 3"),
-]
+    ({"tuning": {"targets": ["q_proj", "qproj"]}},
+     "tuning.targets[1]: the language model has no such layer; did you mean 'q_proj'? (given: 'qproj')"),
+    ({"tuning": {"targets": ["lm_head"]}}, "known: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"),
+    ({"tuning": {"targets": []}}, "tuning.targets: names no layer"),
+    ({"tuning": {"method": "projector"}, "recipe": {"name": "limited_speech", "scheme": "text_only"}},
+     "tuning.method: stage text_only would train nothing: it opens only lm, and tuning keeps lm frozen; "
+     "mix in recordings, or use method: lora (given: 'projector')"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fields", "words"), UNFIT, ids=[str(n) for n in range(len(UNFIT))])
@@ -94,6 +103,68 @@ def test_a_spec_that_its_data_cannot_serve_is_refused(tmp_path, fields, words):
     with pytest.raises(SpecError) as caught:
         read_and_resolve(parse_job(job(folder, **fields)))
     assert words in str(caught.value)
+
+
+# Custom stages that would train nothing: (source, what they open, tuning), and what is said of it.
+IDLE = [
+    ("text", {"lm": False}, {}, "it opens no part; open lm (given: [])"),
+    ("speech", {"lm": False}, {}, "it opens no part; open lm or projector (given: [])"),
+    ("speech", {"lm": False, "encoder": True}, {},
+     "it opens only encoder, and tuning keeps encoder frozen; open lm or projector (given: ['encoder'])"),
+    ("speech", {"lm": False, "projector": True}, {"projector": "frozen"},
+     "it opens only projector, and tuning keeps projector frozen; open lm (given: ['projector'])"),
+    ("text", {"lm": False, "projector": True}, {}, "it opens only projector, which text never reaches; open lm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "opened", "tuning", "words"), IDLE, ids=[str(n) for n in range(len(IDLE))])
+def test_a_custom_stage_that_would_train_nothing_is_refused(tmp_path, source, opened, tuning, words):
+    fine = {"name": "first", "steps": 5, "mix": {"text": 1}}
+    idle = {"name": "idle", "steps": 5, "mix": {source: 1}, "trainable": opened}
+    fields = {"recipe": {"name": "custom", "stages": [fine, idle]}, "tuning": {"encoder": "frozen", **tuning}}
+    spec = parse_job(job(corpus_folder(tmp_path), steps=None, **fields))
+    with pytest.raises(SpecError) as caught:
+        read_and_resolve(spec)
+    assert str(caught.value).startswith(f"recipe.stages[1].trainable: stage idle would train nothing: {words}")
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(0, 1e-4), (5, 0)])
+def test_a_custom_stage_without_length_or_rate_is_refused(tmp_path, steps, rate):
+    stage = {"name": "a", "steps": steps, "mix": {"text": 1}, "optimizer": {"peak_lr": rate}}
+    field = "peak_lr" if steps else "steps"
+    with pytest.raises(SpecError, match=rf"recipe\.stages\[0\]\..*{field}: Input should be greater than 0 .given: 0"):
+        parse_job(job(tmp_path, recipe={"name": "custom", "stages": [stage]}))
+
+
+def test_what_is_wrong_with_the_data_is_told_from_what_is_wrong_with_the_spec(tmp_path):
+    folder = corpus_folder(tmp_path)
+    asked = {"corpus": str(folder), "speech_per_label": 4}
+    for data, kind in (({"corpus": "nowhere"}, UnfitDataError), (asked, SpecError)):
+        with pytest.raises(SpecError) as caught:
+            read_and_resolve(parse_job(job(folder, data=data)))
+        assert type(caught.value) is kind
+
+
+def test_a_base_in_s3_is_pinned_by_its_listing(tmp_path, s3_base, monkeypatch):
+    folder, files = corpus_folder(tmp_path / "data"), tmp_path / "files"
+    files.mkdir()
+    (files / "config.json").write_text("{}")
+    base = s3_base(files)
+    first = resolved(folder, base=base)
+    assert re.fullmatch("listing:[0-9a-f]{64}", first.base_revision or "")
+    assert resolved(folder, base=base, revision=first.base_revision).base_revision == first.base_revision
+    (files / "model.safetensors").write_text("weights")
+    s3_base(files)
+    second = resolved(folder, base=base)
+    assert second.base_revision != first.base_revision
+    assert second.hash != first.hash
+    with pytest.raises(SpecError, match=r"revision: s3://.* holds listing:.* now; leave revision out"):
+        resolved(folder, base=base, revision=first.base_revision)
+    with pytest.raises(SpecError, match=r"base: .*nothing is stored there"):
+        resolved(folder, base=f"{base}-7b")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert resolved(folder, base=base).base_revision is None
 
 
 def test_an_utterance_in_train_and_test_is_refused(tmp_path):

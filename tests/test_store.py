@@ -29,17 +29,6 @@ from trainer.store import (
 KINDS = ["folder", "moto", *(["service"] if os.environ.get("ATTUNE_TEST_S3_ENDPOINT") else [])]
 
 
-@pytest.fixture(scope="session")
-def moto_endpoint():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 def s3_store(endpoint: str, key: str, secret: str) -> S3Store:
     bucket = f"attune-{uuid.uuid4().hex[:12]}"
     store = S3Store(
@@ -135,6 +124,20 @@ class TestObjects:
         winners = [n for n in outcomes if n is not None]
         assert len(outcomes) == 8
         assert [str(n).encode() for n in winners] == [store.get("race")]
+
+
+    def test_an_entry_changes_with_its_object_and_a_replaced_one_is_not_taken_for_it(self, moto_endpoint, tmp_path):
+        store = s3_store(moto_endpoint, "test", "test")
+        store.put("k", b"one")
+        ((key, size, etag),) = store.entries()
+        assert (key, size) == ("k", 3)
+        store.fetch("k", tmp_path / "k", etag)
+        assert (tmp_path / "k").read_bytes() == b"one"
+        store.client.put_object(Bucket=store.bucket, Key="some/prefix/k", Body=b"two")
+        assert store.entries() != [(key, size, etag)]
+        with pytest.raises(StoreError, match=r"k: .* refused the read"):
+            store.fetch("k", tmp_path / "again", etag)
+        assert not (tmp_path / "again").exists()
 
 
 class TestCommits:

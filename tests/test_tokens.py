@@ -6,6 +6,7 @@ import pytest
 from toy import TINY
 from transformers import AutoProcessor
 
+from trainer.bases import s3_pin
 from trainer.spec import Task
 from trainer.tokens import AUDIO, BaseError, LengthError, Tokens, family_of, locate_base, reference, render
 from trainer.utterance import Utterance
@@ -111,32 +112,33 @@ def test_base_is_a_folder_or_is_refused_in_words(monkeypatch):
         locate_base("nobody/nothing-7b", "v1")
 
 
-def test_base_in_s3_is_fetched_once(tmp_path, monkeypatch):
-    import boto3
-    from moto.server import ThreadedMotoServer
+def test_base_in_s3_is_fetched_once(s3_base):
+    uri = s3_base(TINY, ".json", ".jinja")
+    folder = locate_base(uri)
+    assert Tokens(folder).prompt_ids(ASK, 3) == Tokens(TINY).prompt_ids(ASK, 3)
+    (folder / "chat_template.jinja").write_text("ours, for it is not fetched again")
+    assert locate_base(uri) == folder
+    assert (folder / "chat_template.jinja").read_text().startswith("ours")
+    for nowhere in (f"{uri}-7b", "s3://no-such-bucket/tiny"):
+        with pytest.raises(BaseError, match=r"nothing is stored there|cannot be listed"):
+            locate_base(nowhere)
 
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for key, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
-            "AWS_DEFAULT_REGION": "us-east-1", "ATTUNE_CACHE": str(tmp_path),
-        }.items():  # fmt: skip
-            monkeypatch.setenv(key, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="models")
-        for path in TINY.iterdir():
-            if path.suffix in (".json", ".jinja"):
-                client.put_object(Bucket="models", Key=f"bases/tiny/{path.name}", Body=path.read_bytes())
-        folder = locate_base("s3://models/bases/tiny")
-        assert Tokens(folder).prompt_ids(ASK, 3) == Tokens(TINY).prompt_ids(ASK, 3)
-        client.delete_object(Bucket="models", Key="bases/tiny/chat_template.jinja")
-        assert locate_base("s3://models/bases/tiny") == folder
-        with pytest.raises(BaseError, match="nothing is stored there"):
-            locate_base("s3://models/bases/other")
-    finally:
-        server.stop()
+
+def test_a_base_in_s3_that_changed_is_fetched_anew_and_no_longer_the_old_one(s3_base, tmp_path):
+    uri = s3_base(TINY, ".json")
+    old, pin = locate_base(uri), s3_pin(uri)
+    assert locate_base(uri, pin) == old
+    assert old.name == pin.removeprefix("listing:")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text('{"model_type": "qwen2_audio", "new": true}')
+    s3_base(tmp_path / "new")
+    new = locate_base(uri)
+    assert new != old
+    assert "new" in (new / "config.json").read_text()
+    assert "new" not in (old / "config.json").read_text()
+    assert locate_base(uri, s3_pin(uri)) == new
+    with pytest.raises(BaseError, match=r"have changed since the job was resolved \(listing:\w+, now listing:\w+\)"):
+        locate_base(uri, pin)
 
 
 def test_tokens_is_light():

@@ -1,7 +1,7 @@
 """`python -m trainer SPEC.yaml --out DIR [--ranks N]`: one job or one study, without any service.
 
 Run again with the same folder, it goes on from the newest whole checkpoint. Exit codes: 0 done, 1 failed or
-stopped (the reason is printed and stored), 2 the spec cannot run as written.
+stopped, 2 the spec or its data cannot run as written; the reason is printed and stored.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from trainer.fields import SpecError, problem
 from trainer.manifest import ManifestError
 from trainer.ranks import Ranks, spawn
 from trainer.resolve import read_and_resolve
-from trainer.result import Result
+from trainer.result import Result, leave_refusal
 from trainer.spec import JobSpec
 from trainer.store import StoreError, open_store
 from trainer.study import StudySpec, load
-from trainer.terminal import Limit, Stop, one_rank
+from trainer.terminal import Limit, Stop, one_rank, run_resolved
 from trainer.tokens import DataError
 
 
@@ -33,20 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", action="append", default=[], help="folder of data sets (repeatable)")
     options = parser.parse_args(arguments)
     roots = [*options.data_root, ".", str(options.spec.parent)]
+    spec = resolved = None
     try:
         spec = load(options.spec)
         if isinstance(spec, StudySpec):
             return _study(spec, options, roots)
         if not isinstance(spec, JobSpec):
             raise problem("suite", "running suites needs the service and is not built yet; run one of its jobs")
+        resolved, corpus = read_and_resolve(spec, roots)  # a bad spec is said once, before processes start
         if options.ranks > 1:
-            read_and_resolve(spec, roots)  # a bad spec is said once, before processes start
             spawn(one_rank, options.ranks, spec, options.out, roots)
             result = newest_result(options.out)
         else:
-            result = one_rank(Ranks(), spec, options.out, roots)
+            result = run_resolved(Ranks(), resolved, corpus, options.out)
     except (SpecError, StoreError, BaseError, DataError, ManifestError) as error:
         print(error, file=sys.stderr)
+        if resolved is None:  # else run() leaves the result
+            name = getattr(spec, "name", None) or getattr(spec, "study", None) or options.spec.stem
+            leave_refusal(options.out, name, error, spec if isinstance(spec, JobSpec) else None)
         return 2
     except (OSError, BotoCoreError, ClientError) as error:  # a disk or an S3 service; where it can, run() stores why
         print(f"--out {options.out}: cannot be written or read: {error}; nothing finished is lost", file=sys.stderr)
@@ -68,7 +72,7 @@ def _study(spec: StudySpec, options: argparse.Namespace, roots: Sequence[str]) -
     from trainer.run_study import StudyFailedError, run_study
 
     if options.ranks > 1:
-        raise problem("ranks", "a study runs in one process; leave --ranks out", options.ranks)
+        raise problem("--ranks", "a study runs in one process; leave --ranks out", options.ranks)
     try:
         report = run_study(spec, options.out, roots, Stop(Limit(None)))
     except StudyFailedError as error:

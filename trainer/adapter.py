@@ -19,8 +19,9 @@ from torch import nn
 
 from trainer.fields import problem
 from trainer.rng import seed_of
+from trainer.tokens import TARGETS
 
-LM_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LM_TARGETS = list(TARGETS["qwen2_audio"])
 """What `targets: auto` stands for: every linear layer of a Qwen2 block."""
 ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 """Linear layers of a Whisper-style encoder block."""
@@ -75,7 +76,7 @@ def attach(model: nn.Module, tuning, *, seed: int, name: str) -> tuple[nn.Module
 
 def _config(model: nn.Module, tuning) -> LoraConfig:
     targets = LM_TARGETS if tuning.targets == "auto" else tuning.targets
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and part_of(n) == "lm"]
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "language_model" in n]
     for target in targets:
         if not any(n.split(".")[-1] == target for n in names):
             known = sorted({n.split(".")[-1] for n in names})

@@ -4,10 +4,15 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 class BaseError(ValueError):
     """The base model cannot be found, or is of a family that is not supported."""
+
+
+class UnreachableError(BaseError):
+    """Where the base should be could not be asked."""
 
 
 def read_json(path: Path) -> dict:
@@ -23,11 +28,13 @@ def read_json(path: Path) -> dict:
 def locate_base(base: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Local folder of a base given as folder, `s3://bucket/prefix` or hub id.
 
+    `revision`: commit or name of a hub model; of an s3 folder its `s3_pin`, BaseError where it holds other files now.
     `weights=False` fetches only the small files (enough for `Tokens`). The hub's own environment applies
-    (HF_HUB_OFFLINE, HF_HOME, HF_TOKEN); s3 folders are kept under ATTUNE_CACHE (default: the user's cache).
+    (HF_HUB_OFFLINE, HF_HOME, HF_TOKEN); s3 folders are kept under ATTUNE_CACHE (default: the user's cache), each
+    listing in a folder of its own.
     """
     if base.startswith("s3://"):
-        return _from_store(base, weights)
+        return _from_store(base, revision, weights)
     folder = Path(base).expanduser()
     if folder.is_dir():
         return folder
@@ -45,20 +52,45 @@ def locate_base(base: str, revision: str | None = None, *, weights: bool = True)
         ) from error
 
 
-def _from_store(uri: str, weights: bool) -> Path:
-    from trainer.store import open_store
+def s3_pin(uri: str) -> str:
+    """`listing:<sha256>` of an s3:// folder: over key, size and ETag of every object, so without reading any."""
+    return _listing(uri)[2]
 
+
+def _listing(uri: str) -> tuple[Any, list[tuple[str, int, str]], str]:
+    """(store, its objects as (key, bytes, ETag), their pin)."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from trainer.store import StoreError, open_store
+
+    try:
+        store: Any = open_store(uri)
+        objects = store.entries()
+    except BotoCoreError as error:
+        raise UnreachableError(f"base {uri!r}: the service cannot be asked ({error})") from error
+    except (ClientError, StoreError) as error:
+        raise BaseError(f"base {uri!r}: cannot be listed ({error})") from error
+    if not objects:
+        raise BaseError(f"base {uri!r}: nothing is stored there")
+    return store, objects, f"listing:{hashlib.sha256(json.dumps(objects).encode()).hexdigest()}"
+
+
+def _from_store(uri: str, revision: str | None, weights: bool) -> Path:
+    from trainer.store import StoreError
+
+    store, objects, pin = _listing(uri)
+    if revision not in (None, pin):
+        raise BaseError(
+            f"base {uri!r}: its files have changed since the job was resolved ({revision[:20]}, now {pin[:20]}); "
+            "resolve the job again, or put the old files back"
+        )
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "attune"
     cache = Path(os.environ.get("ATTUNE_CACHE", default))
-    folder = cache / "bases" / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    store = open_store(uri)
-    keys = [k for k in store.list("") if weights or not k.endswith(".safetensors")]
-    if not keys:
-        raise BaseError(f"base {uri!r}: nothing is stored there")
-    for key in keys:
-        if not (folder / key).exists():
-            (folder / key).parent.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{key}.part{os.getpid()}"
-            store.fetch(key, part)
-            part.replace(folder / key)
+    folder = cache / "bases" / pin.removeprefix("listing:")
+    for key, _, etag in objects:
+        if (weights or not key.endswith(".safetensors")) and not (folder / key).exists():
+            try:
+                store.fetch(key, folder / key, etag)
+            except StoreError as error:  # also where it was replaced between the listing and now
+                raise BaseError(f"base {uri!r}: {error}") from error
     return folder

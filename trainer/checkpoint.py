@@ -9,8 +9,6 @@ by step.
 """
 
 import json
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +18,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from trainer.store import ConflictError, DamagedError, MissingError, Store, commit, commits, read_commit
+from trainer.attempts import attempts
+from trainer.store import DamagedError, MissingError, Store, commit, commits, read_commit
 
 
 @dataclass
@@ -37,24 +36,6 @@ class Checkpoint:
     """Token budget of a micro-batch, as out-of-memory errors left it; part of equality B."""
     logs: list[str] = field(default_factory=list)
     """Keys of the log segments up to this step, oldest first."""
-
-
-def attempts(store: Store) -> list[int]:
-    """Numbers of the attempts that have left anything, rising."""
-    parts = {key.split("/")[1] for key in store.list("attempts/")}
-    return sorted(int(p) for p in parts if p.isdecimal())
-
-
-def claim(store: Store) -> int:
-    """A number above every attempt's so far, for this attempt alone: of two that ask at once, each gets its own."""
-    number = max(attempts(store), default=0) + 1
-    mine = json.dumps({"claim": uuid.uuid4().hex, "at": round(time.time(), 3)}).encode() + b"\n"
-    while True:
-        try:
-            store.put(f"attempts/{number}/claim.json", mine)
-            return number
-        except ConflictError:
-            number += 1
 
 
 def write(store: Store, attempt: int, checkpoint: Checkpoint, log: list[dict], since: int) -> str:

@@ -7,9 +7,16 @@ Both are random factors, crossed (every seed answers every speaker), and both be
     variance of the value = variance between blocks / blocks + variance between seeds / seeds
 
 each part by the jackknife (Efron & Tibshirani 1993, ch. 11), so that F1 and WER are treated as the ratios
-they are. The sum counts the interaction of block and seed twice, which errs on the wide side. A block is a
-speaker, because utterances of one speaker are not independent (Bisani & Ney 2004; Liu & Peng, Interspeech
-2020); where speakers are unknown it is an utterance, and the method says so.
+they are. The sum counts the interaction of block and seed twice, which errs on the wide side.
+
+Where runs of a cell were trained on several subsets of the recordings (`subset_seed`), those of one subset share
+its luck, so their counts are averaged first and the subset takes the seed's place above; its variance holds what
+the seeds within it add. Assumed: subsets are drawn independently of each other from one pool, about which the
+interval speaks, and a training seed that returns in another subset makes the two runs no more alike. With one
+subset, the seeds are the draws and nothing is said about other recordings.
+
+A block is a speaker, because utterances of one speaker are not independent (Bisani & Ney 2004; Liu & Peng,
+Interspeech 2020); where speakers are unknown it is an utterance, and the method says so.
 
     fewer than 40 blocks, or several seeds   t interval, degrees of freedom after Satterthwaite (1946)
     40 blocks or more, one seed              bootstrap over blocks, expanded percentiles
@@ -33,6 +40,8 @@ Rows = Sequence[Mapping[str, Any]]
 """The prediction rows of one training seed: one task, one modality, each utterance once."""
 Cell = Sequence[Rows]
 """One list of rows per training seed."""
+Subsets = Sequence[Any] | None
+"""Per run of a cell, its subset of the recordings; None: they had the same."""
 Block = Literal["speaker", "utterance"]
 Verdict = Literal["better", "worse", "no evidence"]
 
@@ -78,15 +87,21 @@ class Comparison:
 
 
 def interval(
-    cell: Cell, metric: str | Metric, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    cell: Cell,
+    metric: str | Metric,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    subsets: Subsets = None,
 ) -> Interval:
-    """Value and confidence interval of one cell, counts of all seeds pooled.
+    """Value and confidence interval of one cell, counts of all seeds pooled, each of several subsets weighing the same.
 
-    Raises ValueError when seeds differ in their utterances, rows lack the metric, or there are fewer than
-    two.
+    `subsets`: which subset of the recordings each run was trained on; default: one for all. Raises ValueError
+    when seeds differ in their utterances, rows lack the metric, or there are fewer than two.
     """
     metric = named(metric) if isinstance(metric, str) else metric
-    table = _tabulate([cell], metric)
+    table = _tabulate([cell], metric, [subsets])
     value, low, high, _, method = _estimate(table, metric, 1 - confidence, resamples, seed, paired=False)
     top = math.inf if metric.upper is None else metric.upper
     return Interval(value, max(low, 0.0), min(high, top), table.n, table.blocks, method)
@@ -102,6 +117,7 @@ def compare(
     seed: int = 0,
     margin: float = 0.0,
     paired_seeds: bool = False,
+    subsets: tuple[Subsets, Subsets] = (None, None),
 ) -> Comparison:
     """The effect of b against the baseline a.
 
@@ -109,13 +125,14 @@ def compare(
     smallest difference that would matter. Seeds of the two cells count as independent draws, which is wide if
     anything. `paired_seeds` pairs seed k of a with seed k of b, so that what they share cancels: for seeds
     that also choose the recordings, and three or more of them (a pair of differences has one degree of
-    freedom). Raises ValueError when the cells differ in their utterances, naming the first ids; else as
-    `interval`.
+    freedom). `subsets`: of a and of b, as of `interval`; where there are several, "seed" means subset here.
+    Raises ValueError when the cells differ in their utterances, naming the first ids; else as `interval`.
     """
     metric = named(metric) if isinstance(metric, str) else metric
-    table = _tabulate([a, b], metric)
-    if paired_seeds and len(a) != len(b):
-        raise ValueError(f"paired_seeds needs equally many seeds; a has {len(a)}, b has {len(b)}")
+    table = _tabulate([a, b], metric, subsets)
+    draws = [len(counts) for counts in table.counts]
+    if paired_seeds and draws[0] != draws[1]:
+        raise ValueError(f"paired_seeds needs equally many seeds; a has {draws[0]}, b has {draws[1]}")
     effect, low, high, p, method = _estimate(table, metric, 1 - confidence, resamples, seed, paired_seeds)
     verdict: Verdict = "no evidence"
     if (low > 0 or high < 0) and abs(effect) > margin:
@@ -177,7 +194,9 @@ class _Table(NamedTuple):
     """Summed counts of one or two cells over the same utterances."""
 
     counts: list[np.ndarray]
-    """Per cell (seeds, blocks, k)."""
+    """Per cell (draws, blocks, k): a draw is a seed, or a subset of the recordings with its seeds averaged."""
+    runs: list[int]
+    """Per cell."""
     n: int
     differing: int
     """Utterances whose counts differ between the two cells (0 for one cell)."""
@@ -189,9 +208,10 @@ class _Table(NamedTuple):
         return self.counts[0].shape[1]
 
 
-def _tabulate(cells: Sequence[Cell], metric: Metric) -> _Table:
+def _tabulate(cells: Sequence[Cell], metric: Metric, subsets: Sequence[Subsets]) -> _Table:
     if not all(cells):
         raise ValueError("a cell has no seeds: give one list of prediction rows per training seed")
+    draws = [_draws(cell, given) for cell, given in zip(cells, subsets, strict=True)]
     seeds = [[_by_utterance(rows, metric) for rows in cell] for cell in cells]
     first, ids = seeds[0][0], list(seeds[0][0])
     for other in (rows for cell in seeds for rows in cell):
@@ -205,14 +225,26 @@ def _tabulate(cells: Sequence[Cell], metric: Metric) -> _Table:
         raise ValueError(f"an interval needs at least 2 utterances; got {len(ids)}")
     block_of, block, note = _blocks(ids, [rows for cell in seeds for rows in cell])
     counts, means = [], []
-    for cell in seeds:
+    for cell, draw in zip(seeds, draws, strict=True):
         by_row = np.array([[rows[i]["counts"][metric.name] for i in ids] for rows in cell], dtype=float)
         summed = np.zeros((block_of.max() + 1, len(cell), by_row.shape[2]))
         np.add.at(summed, block_of, by_row.swapaxes(0, 1))
-        counts.append(summed.swapaxes(0, 1))
+        by_run = summed.swapaxes(0, 1)
+        counts.append(np.stack([by_run[members].mean(0) for members in draw]))
         means.append(by_row.mean(0))
     differing = int((abs(means[-1] - means[0]) > 1e-12).any(-1).sum())
-    return _Table(counts, len(ids), differing, block, note)
+    return _Table(counts, [len(cell) for cell in cells], len(ids), differing, block, note)
+
+
+def _draws(cell: Cell, subsets: Subsets) -> list[list[int]]:
+    """The runs that were drawn together: those of one subset of the recordings where there are several subsets, else
+    each alone."""
+    if subsets is None or len(set(subsets)) == 1:
+        return [[k] for k in range(len(cell))]
+    together: dict[Any, list[int]] = {}
+    for k, subset in zip(range(len(cell)), subsets, strict=True):
+        together.setdefault(subset, []).append(k)
+    return list(together.values())
 
 
 def _by_utterance(rows: Rows, metric: Metric) -> dict[str, Mapping[str, Any]]:
@@ -289,17 +321,23 @@ def _estimate(
         p = min(1.0, max(p, 2.0 ** (1 - table.differing)))
         if p > alpha:
             low, high = min(low, 0.0), max(high, 0.0)
-    return value, low, high, p, "; ".join([how, table.note, _seed_note(n_seeds, paired)])
+    return value, low, high, p, "; ".join([how, table.note, _seed_note(n_seeds, table.runs, paired)])
 
 
-def _seed_note(n_seeds: list[int], paired: bool) -> str:
-    if max(n_seeds) == 1:
+def _seed_note(draws: list[int], runs: list[int], paired: bool) -> str:
+    if max(draws) == 1:
         return "one seed: training randomness not included"
-    if min(n_seeds) == 1:
-        return f"seeds {n_seeds[0]} and {n_seeds[1]}: training randomness of the single seed not included"
-    if len(n_seeds) == 1:
-        return f"{n_seeds[0]} seeds"
-    return f"{n_seeds[0]} seeds, paired" if paired else f"{n_seeds[0]} and {n_seeds[1]} seeds, independent"
+    what, averaged = "seeds", ""
+    if draws != runs:
+        counted = " and ".join(map(str, runs))
+        what, averaged = "draws", f"; a draw is a subset of the recordings, its seeds averaged ({counted} runs)"
+    if min(draws) == 1:
+        note = f"{what} {draws[0]} and {draws[1]}: training randomness of the single seed not included"
+    elif len(draws) == 1:
+        note = f"{draws[0]} {what}"
+    else:
+        note = f"{draws[0]} {what}, paired" if paired else f"{draws[0]} and {draws[1]} {what}, independent"
+    return note + averaged
 
 
 def _jackknife(

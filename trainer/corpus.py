@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from trainer.fields import problem
+from trainer.fields import UnfitDataError, problem
 from trainer.manifest import ManifestError, Utterance, fingerprint, load, locate, manifests_in
 from trainer.rng import permutation
 from trainer.spec import Data, JobSpec, Task, builtin_tasks, read_task
@@ -98,7 +98,8 @@ def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
     if data.text:
         found = _read("data.text", data.text, roots, "train")
         if bare := [u.id for u in found.rows if not u.text]:
-            raise problem("data.text", f"{len(bare)} rows have no text, the first is {bare[0]}", data.text)
+            message = f"{len(bare)} rows have no text, the first is {bare[0]}"
+            raise problem("data.text", message, data.text, UnfitDataError)
         sources["text"] = found
     if data.synthetic:
         found = _read("data.synthetic", data.synthetic, roots, "train")
@@ -157,7 +158,7 @@ def _recordings(field: str, found: SourceRows, data: Data) -> SourceRows:
 
 def _need_audio(field: str, found: SourceRows, ref: str) -> None:
     if mute := [u.id for u in found.rows if not u.audio]:
-        raise problem(field, f"{len(mute)} rows have no recording, the first is {mute[0]}", ref)
+        raise problem(field, f"{len(mute)} rows have no recording, the first is {mute[0]}", ref, UnfitDataError)
 
 
 def _read(field: str, ref: str, roots: Sequence[Path | str], default_split: str | None) -> SourceRows:
@@ -174,9 +175,9 @@ def _read(field: str, ref: str, roots: Sequence[Path | str], default_split: str 
             ref_used = ref
         rows = load(ref_used, roots)
     except (ManifestError, OSError) as error:
-        raise problem(field, str(error), ref) from None
+        raise problem(field, str(error), ref, UnfitDataError) from None
     if not rows:
-        raise problem(field, "the data set has no rows", ref)
+        raise problem(field, "the data set has no rows", ref, UnfitDataError)
     return SourceRows(ref_used, rows, len(rows), where.folder)
 
 
@@ -192,7 +193,7 @@ def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
         try:
             where = locate(folder, roots)
         except ManifestError as error:
-            raise problem("data.speech", str(error), base) from None
+            raise problem("data.speech", str(error), base, UnfitDataError) from None
         for split in ("test", "dev"):
             if split in manifests_in(where.folder) or "manifest" in manifests_in(where.folder):
                 try:
@@ -246,6 +247,5 @@ def _no_leak(sources: dict[str, SourceRows], test: SourceRows | None) -> None:
     for name, source in sources.items():
         for row in source.rows:
             if (row.audio, row.offset_s) in tested or (source.folder, row.id) in tested:
-                raise problem(
-                    f"data.{name}", f"utterance {row.id} is in the test set too; take it out of one of them"
-                )
+                message = f"utterance {row.id} is in the test set too; take it out of one of them"
+                raise problem(f"data.{name}", message, kind=UnfitDataError)

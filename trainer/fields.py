@@ -1,8 +1,9 @@
 """What every contract model shares: strict keys, documented fields, readable errors, words for shares and times."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -28,16 +29,37 @@ class Problem(NamedTuple):
 
 
 class SpecError(ValueError):
-    """The spec cannot run as written. `problems` lists every reason; nothing has been started."""
+    """The spec cannot run as written. `problems` lists every reason; nothing has been started.
+    `job`: which job of a study it is about."""
 
-    def __init__(self, problems: Sequence[Problem]):
-        self.problems = list(problems)
-        super().__init__("\n".join(str(p) for p in self.problems))
+    def __init__(self, problems: Sequence[Problem], job: str = ""):
+        self.problems, self.job = list(problems), job
+        super().__init__("\n".join(f"{job}: {p}" if job else str(p) for p in self.problems))
 
 
-def problem(param: str, message: str, value: Any = None) -> SpecError:
-    """A SpecError with one problem."""
-    return SpecError([Problem(param, value, message)])
+class UnfitDataError(SpecError):
+    """The spec is right, but the data that a field of it names are not: missing, broken, or unfit for their place."""
+
+
+def problem(param: str, message: str, value: Any = None, kind: type[SpecError] = SpecError) -> SpecError:
+    """A SpecError (`kind`) with one problem."""
+    return kind([Problem(param, value, message)])
+
+
+@contextlib.contextmanager
+def naming(job: str) -> Iterator[None]:
+    """SpecErrors of the block say which job of a study they are about."""
+    try:
+        yield
+    except SpecError as error:
+        raise type(error)(error.problems, error.job or job) from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to say after an unknown word: the known one that is like it, else all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
 
 
 def readable(error: ValidationError, data: Any, at: str = "") -> SpecError:
@@ -73,9 +95,7 @@ def _unknown(key: str, siblings: Any) -> str:
         likeness = max((difflib.SequenceMatcher(None, key, n).ratio() for n in names), default=0.0)
         return sum(k in names for k in siblings), likeness
 
-    known = list(max(_models(Spec), key=fit).model_fields)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"unknown key; did you mean '{near[0]}'?" if near else f"unknown key; known: {', '.join(known)}"
+    return f"unknown key; {nearest(key, max(_models(Spec), key=fit).model_fields)}"
 
 
 def _models(root: type[BaseModel]) -> list[type[BaseModel]]:

@@ -16,7 +16,8 @@ class FolderStore:
         self.root = Path(root).absolute()
         self.uri = str(self.root)
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """Where the file of a key lies."""
         return self.root / safe_key(key)
 
     def put(self, key: str, data: bytes) -> None:
@@ -31,7 +32,7 @@ class FolderStore:
         self._put(key, copy)
 
     def _put(self, key: str, write: Callable[[Any], Any]) -> None:
-        target = self._path(key)
+        target = self.path(key)
         _make_folder(target.parent)
         temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
@@ -53,12 +54,12 @@ class FolderStore:
 
     def get(self, key: str) -> bytes:
         try:
-            return self._path(key).read_bytes()
+            return self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise MissingError(f"{key}: not in {self.root}") from None
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return self.path(key).is_file()
 
     def list(self, prefix: str = "") -> list[str]:
         start = self.root
@@ -71,7 +72,7 @@ class FolderStore:
         return sorted(key for key in keys if key.startswith(prefix))
 
     def fetch(self, key: str, path: str | os.PathLike[str]) -> None:
-        source = self._path(key)
+        source = self.path(key)
         if not source.is_file():
             raise MissingError(f"{key}: not in {self.root}")
         with WholeFile(path) as temporary, open(source, "rb") as file, open(temporary, "wb") as out:
@@ -79,7 +80,7 @@ class FolderStore:
                 out.write(block)
 
     def digest(self, key: str) -> tuple[int, str]:
-        if not (path := self._path(key)).is_file():
+        if not (path := self.path(key)).is_file():
             raise MissingError(f"{key}: not in {self.root}")
         return file_digest(path)
 

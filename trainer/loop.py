@@ -227,7 +227,8 @@ class Loop:
         batch = collate(examples, pad=tokens.end, audio_id=tokens.audio_id, device=self.model.device)
         torch.manual_seed(seed_of(self.seed, "dropout", self.step, first))
         loss = objective_loss(stage.objective, self.model, batch)
-        loss.total.backward()
+        if loss.total.requires_grad:  # text alone never reaches a projector or an encoder that learns alone
+            loss.total.backward()
         return len(batch.targets), float(loss.total.detach()), loss.rows.cpu()
 
     def _put_gradients(self, flat: torch.Tensor) -> None:

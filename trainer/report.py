@@ -1,23 +1,19 @@
-"""The report of a study: one table, `report.json`, `learning_curve.png`, and plain sentences.
+"""What a study's rows say: values, questions, answers (light).
 
 Everything is computed from prediction rows. A control (majority, untuned, linear probe, ...) is a row like any
 other, and a sentence says so where a control is better than what was tuned. Values and questions are here,
-their words in `report_text`, the chart in `learning_curve`. Light: matplotlib is loaded only to draw.
+their words in `report_text`, the chart in `learning_curve`, the files in `write_report`.
 """
 
 import itertools
-import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from trainer.compare import Cell, Comparison, Interval, Rows, compare, holm, interval
-from trainer.learning_curve import draw
+from trainer.compare import Cell, Comparison, Interval, Rows, Subsets, compare, holm, interval
 from trainer.metrics import Metric, named, score
-from trainer.report_text import WIDTH, findings, methods, questions_note, table
+from trainer.report_text import findings, methods, questions_note
 
 Seed = int | str | None
 
@@ -41,6 +37,8 @@ class ReportRow:
     kind: Literal["cell", "control"] = "cell"
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What else tells cells apart, by field; scheme and share of the recordings may be among it."""
+    subsets: Mapping[Seed, int] = field(default_factory=dict)
+    """By training seed, which subset of the recordings the run was trained on; empty: the same in all runs."""
 
     def others(self) -> frozenset[tuple[str, str]]:
         """Settings besides scheme and recordings."""
@@ -59,6 +57,10 @@ class ReportRow:
     def cell(self) -> Cell:
         """The runs in the order of `seeds`."""
         return [self.runs[seed] for seed in self.seeds()]
+
+    def drawn(self) -> Subsets:
+        """The subset of each run, in the order of `seeds`."""
+        return [self.subsets[seed] for seed in self.seeds()] if self.subsets else None
 
 
 @dataclass(frozen=True)
@@ -96,65 +98,6 @@ class Scored:
         return [row for row in self.rows if row.kind == "control" and (row.modality != "text" or "text" in asked)]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `write_report` made."""
-
-    text: str
-    """Heading, table, findings and notes, as printed."""
-    document: dict[str, Any]
-    """The content of `report.json`."""
-    files: tuple[Path, ...]
-
-
-def write_report(
-    out_dir: Path | str,
-    rows: Sequence[ReportRow],
-    metric: str,
-    *,
-    study: str,
-    base: str,
-    reference: str | None = None,
-    beside: Sequence[str] = (),
-    notes: Sequence[str] = (),
-    confidence: float = 0.95,
-    paired_seeds: bool = False,
-) -> Report:
-    """Writes `report.json`, `report.txt` and `learning_curve.png` into `out_dir` and returns what they say.
-
-    rows: cells in the order of the study, controls anywhere. reference: name of the row that the difference
-    column is against; default: the linear probe, else the first cell. beside: further metrics, shown without
-    interval. notes: sentences for the end, such as what `hold` could not hold. paired_seeds: as of `compare`,
-    used where two rows have the same three or more seeds.
-
-    Asked of every study: each scheme with more recordings against itself with fewer; schemes against each other on
-    the same recordings, the curriculum also against direct mixing with its exposure; the next value of any other
-    setting; each cell against the linear probe on as many recordings. Rows that answer alike are not asked about.
-    The p values are also given after Holm's adjustment, `p_holm`. Raises ValueError for repeated names, an unknown
-    reference or metric, a row that mixes tasks or modalities, and rows over different utterances.
-    """
-    scored = score_rows(rows, metric, reference=reference, confidence=confidence, paired_seeds=paired_seeds)
-    document = _document(scored, study, base, notes)
-    speakers = "unknown speakers" if document["speakers"] is None else f"{document['speakers']} speakers"
-    lines = [
-        f"{study}: {metric} on {document['n']:,} utterances of {speakers}, base {base}",
-        "",
-        *table(scored, beside),
-        "",
-        *_wrapped(document["findings"]),
-        "",
-        *_wrapped(document["notes"]),
-    ]
-    text = "\n".join(lines) + "\n"
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    files = (out / "report.json", out / "report.txt", out / "learning_curve.png")
-    files[0].write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    files[1].write_text(text, encoding="utf-8")
-    draw(scored, files[2], title=f"{study} ({base})")
-    return Report(text, document, files)
-
-
 def score_rows(
     rows: Sequence[ReportRow],
     metric: str,
@@ -163,7 +106,18 @@ def score_rows(
     confidence: float = 0.95,
     paired_seeds: bool = False,
 ) -> Scored:
-    """Intervals of all rows and answers to all questions; parameters and errors as of `write_report`."""
+    """Intervals of all rows and answers to all questions.
+
+    rows: cells in the order of the study, controls anywhere. reference: name of the row that the difference
+    column is against; default: the linear probe, else the first cell. paired_seeds: as of `compare`, used where two
+    rows have the same three or more seeds.
+
+    Asked of every study: each scheme with more recordings against itself with fewer; schemes against each other on
+    the same recordings, the curriculum also against direct mixing with its exposure; the next value of any other
+    setting; each cell against the linear probe on as many recordings. Rows that answer alike are not asked about.
+    The p values are also given after Holm's adjustment, `p_holm`. Raises ValueError for repeated names, an unknown
+    reference or metric, a row that mixes tasks or modalities, and rows over different utterances.
+    """
     if not rows:
         raise ValueError("a report needs at least one row")
     by_name = {row.name: row for row in rows}
@@ -180,11 +134,14 @@ def score_rows(
     first = next((row for row in rows if row.kind == "cell"), rows[0])
     against = by_name[reference] if reference else probe_for(first, rows) or first
     meter = named(metric)
-    pooled = {row.name: interval(row.cell(), meter, confidence=confidence) for row in rows}
+    pooled = {row.name: interval(row.cell(), meter, confidence=confidence, subsets=row.drawn()) for row in rows}
 
     def asked(a: ReportRow, b: ReportRow) -> Question:
         paired = paired_seeds and a.seeds() == b.seeds() and len(a.runs) > 2
-        answer = compare(a.cell(), b.cell(), meter, confidence=confidence, paired_seeds=paired)
+        subsets = (a.drawn(), b.drawn())
+        answer = compare(
+            a.cell(), b.cell(), meter, confidence=confidence, paired_seeds=paired, subsets=subsets
+        )  # fmt: skip
         return Question(a, b, answer)
 
     found = [asked(a, b) for a, b in _pairs(rows)]
@@ -249,7 +206,8 @@ def _same(a: ReportRow, b: ReportRow) -> bool:
 # ---------------------------------------------------------------------------------------------- report.json
 
 
-def _document(scored: Scored, study: str, base: str, notes: Sequence[str]) -> dict[str, Any]:
+def document(scored: Scored, study: str, base: str, notes: Sequence[str]) -> dict[str, Any]:
+    """The content of `report.json`."""
     metric, confidence = scored.metric, scored.confidence
     speakers = {r.get("speaker") for row in scored.rows for run in row.cell() for r in run}
     rows, pooled = [], []
@@ -280,10 +238,6 @@ def _document(scored: Scored, study: str, base: str, notes: Sequence[str]) -> di
         "notes": [*notes, *(f"Intervals: {how}." for how in methods(scored)), *questions_note(scored)],
     }
     return _finite(whole)
-
-
-def _wrapped(sentences: Sequence[str]) -> list[str]:
-    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")]
 
 
 def _settings(row: ReportRow) -> dict[str, Any]:

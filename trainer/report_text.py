@@ -44,7 +44,10 @@ def _gaps(scored: "Scored") -> list[str]:
         spoken = rows.get(twin.name.removesuffix(", text twin"))
         if twin.scheme != "text twin" or spoken is None:
             continue
-        c = compare(spoken.cell(), twin.cell(), scored.metric.name, confidence=scored.confidence)
+        subsets = (spoken.drawn(), twin.drawn())
+        c = compare(
+            spoken.cell(), twin.cell(), scored.metric.name, confidence=scored.confidence, subsets=subsets
+        )  # fmt: skip
         gap, low, high = (number(x, sign=True) for x in (c.effect, c.ci_low, c.ci_high))
         lines.append(f"{spoken.name} on transcripts instead of speech: {gap} ({low} to {high}).")
     return lines

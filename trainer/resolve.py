@@ -1,6 +1,5 @@
 """From a spec and its corpus to what runs: every default filled, data and base pinned, the recipe as stages."""
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from functools import cache
@@ -9,13 +8,14 @@ from typing import Any, Literal
 
 import rfc8785
 
-from trainer.bases import BaseError, locate_base
+from trainer.bases import BaseError, UnreachableError, locate_base, s3_pin
 from trainer.corpus import MODALITY, Corpus, SourceRows, read_corpus
-from trainer.fields import Problem, Spec, SpecError
+from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.metrics import METRICS, default_metrics
 from trainer.spec import JobSpec, Task
-from trainer.stage import Stage
+from trainer.stage import Stage, cumulative
 from trainer.strategies import Auto, Budget, Custom
+from trainer.tokens import TARGETS
 
 WHOLE_BYTES = 64 << 20
 """Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
@@ -51,7 +51,8 @@ class Resolved(Spec):
     hearing: SourcePin | None = None
     """The recordings that `encoder: auto` is settled on; None where the encoder is said outright."""
     base_revision: str | None
-    """Commit of a hub model, or `files:<sha256>` of a local folder; None where the hub could not be asked."""
+    """Commit of a hub model, `files:<sha256>` of a local folder, `listing:<sha256>` of an s3:// folder; None where
+    nobody could be asked."""
 
     @property
     def hash(self) -> str:
@@ -100,9 +101,51 @@ def refuse_unbuilt(spec: JobSpec) -> None:
         message = f"the base itself must be left to transcribe, which method: {spec.tuning.method} does not; use lora"
         problems.append(Problem("evaluate.cascade", True, message))
     if spec.evaluate.metric not in ("auto", *METRICS):
-        near = difflib.get_close_matches(spec.evaluate.metric, METRICS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METRICS)}"
-        problems.append(Problem("evaluate.metric", None, f"unknown metric; {hint}"))
+        message = f"unknown metric; {nearest(spec.evaluate.metric, METRICS)}"
+        problems.append(Problem("evaluate.metric", None, message))
+    problems += _unknown_targets(spec)
+    if problems:
+        raise SpecError(problems)
+
+
+def _unknown_targets(spec: JobSpec) -> list[Problem]:
+    """Layers that no base of the family has, as far as it is known before the base is read."""
+    families = [spec.family] if spec.family in TARGETS else list(TARGETS)
+    known = list(dict.fromkeys(name for family in families for name in TARGETS[family]))
+    if not spec.tuning.targets:
+        message = "names no layer, so nothing gets an adapter; name some, or leave targets out for all of them"
+        return [Problem("tuning.targets", None, message)]
+    given = [] if spec.tuning.targets == "auto" else spec.tuning.targets
+    return [
+        Problem(f"tuning.targets[{n}]", name, f"the language model has no such layer; {nearest(name, known)}")
+        for n, name in enumerate(given)
+        if name not in known
+    ]
+
+
+def _refuse_idle(stages: Sequence[Stage], spec: JobSpec) -> None:
+    """SpecError for stages that would train nothing: all they open is frozen by `tuning`, or out of reach of text."""
+    tuning, problems = spec.tuning, []
+    learns = {
+        "lm": tuning.method != "projector",
+        "projector": tuning.projector == "full",
+        "encoder": tuning.encoder != "frozen",  # `auto` may still come to that, which the run refuses
+    }
+    for n, stage in enumerate(stages):
+        opened = [part for part, on in stage.trainable if on]
+        hears = any(float(cumulative(share, 1)[-1]) > 0 for source, share in stage.mix.items() if source != "text")
+        if any(learns[part] and (hears or part == "lm") for part in opened):
+            continue
+        can = [part for part, does in learns.items() if does and (hears or part == "lm")]
+        remedy = f"open {' or '.join(can)}" if can else "mix in recordings, or use method: lora"
+        why = f"opens only {', '.join(opened)}" if opened else "opens no part"
+        if frozen := [part for part in opened if not learns[part]]:
+            why += f", and tuning keeps {', '.join(frozen)} frozen"
+        elif opened:
+            why += ", which text never reaches"
+        own = isinstance(spec.recipe, Custom)
+        at, value = (f"recipe.stages[{n}].trainable", opened) if own else ("tuning.method", tuning.method)
+        problems.append(Problem(at, value, f"stage {stage.name} would train nothing: it {why}; {remedy}"))
     if problems:
         raise SpecError(problems)
 
@@ -123,6 +166,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     """The resolved job. Pure in (spec, corpus, files of a local base); SpecError where they do not fit."""
     refuse_unbuilt(spec)
     stages = spec.recipe.stages(corpus.counts(), budget_of(spec))
+    _refuse_idle(stages, spec)
     used = dict.fromkeys(source for stage in stages for source in stage.mix)
     if corpus.test is None:
         raise SpecError([Problem("evaluate.on", None, "no test set")])
@@ -172,7 +216,10 @@ def _scored(task: Task, spec: JobSpec) -> Task:
 
 
 def pin_base(base: str, revision: str | None) -> str | None:
-    """What exactly a base is: `files:<sha256>` of a local folder, the commit of a hub model."""
+    """What exactly a base is: `files:<sha256>` of a local folder, `listing:<sha256>` of an s3:// folder, the commit
+    of a hub model."""
+    if base.startswith("s3://"):
+        return _listed(base, revision)
     folder = Path(base)
     if not folder.is_dir():
         return _hub_commit(base, revision)
@@ -183,12 +230,23 @@ def pin_base(base: str, revision: str | None) -> str | None:
 
 def _hub_commit(base: str, revision: str | None) -> str | None:
     """The commit that a hub id means now; what was asked for where the hub cannot be reached."""
-    if base.startswith("s3://"):
-        return revision
     try:
         return locate_base(base, revision, weights=False).name
     except BaseError:
         return revision
+
+
+def _listed(base: str, revision: str | None) -> str | None:
+    """The listing that an s3:// folder has now; what was asked for where the service cannot be reached."""
+    try:
+        found = s3_pin(base)
+    except UnreachableError:
+        return revision
+    except BaseError as error:
+        raise problem("base", str(error)) from None
+    if revision not in (None, found):
+        raise problem("revision", f"{base} holds {found} now; leave revision out, or put the old files back", revision)
+    return found
 
 
 def _base_files(folder: Path) -> list[Path]:

@@ -1,21 +1,39 @@
 """What a run leaves behind: the numbers, how sure they are, and everything needed to say how they came
 about."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict
 
+from trainer.attempts import attempts, claim
+from trainer.bases import BaseError, UnreachableError
 from trainer.compare import interval
+from trainer.fields import SpecError, UnfitDataError
+from trainer.manifest import ManifestError
 from trainer.metrics import default_metrics, score
 from trainer.plan import SPEECH, StagePlan
 from trainer.resolve import Resolved
+from trainer.spec import JobSpec
 from trainer.stage import shares
+from trainer.store import Store, open_store
+from trainer.tokens import DataError
 
 Reason = Literal[
     "invalid_data", "invalid_spec", "out_of_memory", "diverged", "infrastructure", "yielded", "timeout", "user"
 ]
+
+
+def reason_of(error: Exception) -> Reason | None:
+    """Why a job ends with this error, where its user can do something about it; None for every other error."""
+    if isinstance(error, UnfitDataError | ManifestError | DataError):
+        return "invalid_data"
+    if isinstance(error, UnreachableError):  # a fault of the moment
+        return None
+    return "invalid_spec" if isinstance(error, SpecError | BaseError) else None
 
 
 class Record(BaseModel):
@@ -197,3 +215,47 @@ def final_loss(events: Iterable[dict[str, Any]]) -> float | None:
     tail = steps[-max(1, len(steps) // 10) :] if steps else []
     tokens = sum(e["tokens"] for e in tail)
     return sum(e["loss"] * e["tokens"] for e in tail) / tokens if tokens else None
+
+
+# ------------------------------------------------------------------------------------- what could not even begin
+
+
+def leave_refusal(out: str, name: str, error: Exception, spec: JobSpec | None = None) -> None:
+    """Leaves the result of what `error` kept from beginning as an attempt of its own, so that whoever waits for a
+    result reads why. `spec`: the job, where it could be read; `name`: what to call it, unless the error knows better.
+
+    Nothing is left where the mistake is the command line's, where another job or a study has begun to fill `out`, and
+    where it cannot be written: the error itself has been said.
+    """
+    reason = reason_of(error)
+    if reason is None or (isinstance(error, SpecError) and error.problems[0].param.startswith("--")):
+        return
+    with contextlib.suppress(OSError, ValueError, BotoCoreError, ClientError):  # ValueError: no store, or no run in it
+        store = open_store(out)
+        if _taken(store, spec):
+            return
+        number = claim(store)
+        made = Result(
+            name=getattr(error, "job", "") or name, outcome="failed", reason=reason, message=str(error),
+            attempt=number, attempts=attempts(store), steps=0, planned_steps=0,
+        )  # fmt: skip
+        store.put(f"attempts/{number}/result.json", (made.model_dump_json(indent=1) + "\n").encode())
+
+
+def _taken(store: Store, spec: JobSpec | None) -> bool:
+    """Whether the store holds something finished, or a run that is not known to be of this very spec."""
+    if store.exists("final.json") or store.exists("report.json") or store.list("jobs/"):
+        return True
+    if not store.exists("spec.json"):
+        return False
+    held = Resolved.model_validate_json(store.get("spec.json")).spec
+    return spec is None or not _says(held.model_dump(by_alias=True), spec.model_dump(by_alias=True))
+
+
+def _says(held: Any, given: Any) -> bool:
+    """Whether the resolved value `held` is what was given; what was left open, resolving has filled."""
+    if given in (None, "auto", {"name": "auto"}):
+        return True
+    if isinstance(given, Mapping) and isinstance(held, Mapping):
+        return all(_says(held.get(key), value) for key, value in given.items())
+    return held == given

@@ -17,21 +17,22 @@ from typing import Any
 import torch
 
 from trainer import checkpoint, hearing, lineage, result
+from trainer.attempts import attempts, claim
 from trainer.corpus import Corpus, read_corpus
 from trainer.evaluate import Row, by_task, limited, modalities, predict
 from trainer.families import check_family, check_loaded
 from trainer.families import load as load_model
 from trainer.features import FeatureCache
-from trainer.fields import SpecError, problem
+from trainer.fields import problem
 from trainer.loop import Event, Loop, Outcome
-from trainer.manifest import ManifestError
 from trainer.metrics import count
 from trainer.plan import StagePlan, plan_stage
 from trainer.ranks import Ranks
 from trainer.resolve import Resolved
 from trainer.result import Lineage, Result
+from trainer.spec import JobSpec
 from trainer.store import ConflictError, Store
-from trainer.tokens import BaseError, DataError, locate_base, reference
+from trainer.tokens import DataError, locate_base, reference
 from trainer.views import Recordings, training_example
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -54,6 +55,7 @@ def run(
     ranks: Ranks | None = None,
     device: str | None = None,
     threads: int | None = None,
+    attempt: int | None = None,
 ) -> Result:
     """Trains and scores one job; returns its Result, which is also in the store (`final.json` once
     succeeded).
@@ -61,13 +63,14 @@ def run(
     `sink` gets every event. `control` says `continue`, `checkpoint_and_exit` or `abort` before every step; its
     attribute `reason`, if it has one, is what the result says of an exit (`timeout`, else `yielded`). `model`: a
     loaded base to use again; it decides the device, is refused where it is not what the job says, and is given
-    back without the adapter. `cache`: encoder states shared between jobs of one process. A failure that the user
+    back without the adapter. `cache`: encoder states shared between jobs of one process. `attempt`: this attempt's
+    number where a service gives them; ConflictError where it is taken. A failure that the user
     can do something about is a Result with a reason; an unexpected one is written as a result too, and raised.
     """
     _same_job(resolved, store)
     if store.exists("final.json"):
         return Result.model_validate_json(store.get("final.json"))
-    job = _Job(resolved, store, sink, ranks or Ranks(), corpus, roots, device, threads)
+    job = _Job(resolved, store, sink, ranks or Ranks(), corpus, roots, device, threads, attempt)
     lent = model
     try:
         plans = job.plans()
@@ -76,11 +79,9 @@ def run(
         if outcome.reason is None:
             job.evaluate(model)
         return job.finish(outcome, plans, model)
-    except (SpecError, BaseError) as error:
-        return job.fail("invalid_spec", error)
-    except (ManifestError, DataError) as error:
-        return job.fail("invalid_data", error)
     except Exception as error:
+        if reason := result.reason_of(error):
+            return job.fail(reason, error)
         job.fail("infrastructure", error)
         raise
     finally:
@@ -101,10 +102,24 @@ def own_device(rank: int, gpus: int) -> str:
     return f"cuda:{rank % gpus}" if gpus else "cpu"
 
 
+def in_bf16(spec: JobSpec, device: str) -> bool:
+    """Whether the job computes in bf16 on this device, else in fp32."""
+    return spec.precision == "bf16" or (spec.precision == "auto" and torch.device(device).type != "cpu")
+
+
+def load_base(resolved: Resolved, device: str, cache: FeatureCache | None = None):
+    """The job's base as it computes with it; SpecError, BaseError where there is none, or one of another family."""
+    spec, revision = resolved.spec, resolved.base_revision
+    folder = locate_base(spec.base, None if (revision or "").startswith("files:") else revision)
+    check_family(spec, folder)
+    dtype = torch.bfloat16 if in_bf16(spec, device) else torch.float32
+    return load_model(folder, device=device, dtype=dtype, name=spec.base, cache=cache)
+
+
 class _Job:
     """The steps of `run`, and what they share."""
 
-    def __init__(self, resolved, store, sink, ranks, corpus, roots, device, threads):
+    def __init__(self, resolved, store, sink, ranks, corpus, roots, device, threads, attempt):
         self.resolved, self.store, self.ranks = resolved, store, ranks
         self.spec = resolved.spec
         self.began = time.perf_counter()
@@ -117,7 +132,7 @@ class _Job:
         self.threads = self.threads or max(1, lineage.cores() // ranks.world_size)
         # Sums over threads depend on their number, so it is set here and not left to the environment.
         torch.set_num_threads(self.threads)
-        self.attempt = ranks.from_first(checkpoint.claim(store) if ranks.rank == 0 else None)
+        self.attempt = ranks.from_first(claim(store, attempt) if ranks.rank == 0 else None)
         self.rows: list[Row] = []
         self.lineage: Lineage | None = None
         self.hearing: dict[str, Any] | None = None
@@ -189,14 +204,9 @@ class _Job:
         spec = self.spec
         if lent is not None:
             self.device = str(lent.device)
-        bf16 = spec.precision == "bf16" or (spec.precision == "auto" and torch.device(self.device).type != "cpu")
-        self.precision = "bf16" if bf16 else "fp32"
+        self.precision = "bf16" if in_bf16(spec, self.device) else "fp32"
         if lent is None:
-            revision = self.resolved.base_revision
-            folder = locate_base(spec.base, None if (revision or "").startswith("files:") else revision)
-            check_family(spec, folder)
-            dtype = torch.bfloat16 if bf16 else torch.float32
-            lent = load_model(folder, device=self.device, dtype=dtype, name=spec.base, cache=cache)
+            lent = load_base(self.resolved, self.device, cache)
         else:
             check_family(spec, lent.folder)
             if cache is not None:
@@ -313,7 +323,7 @@ class _Job:
             return first
         return made
 
-    def fail(self, reason: str, error: Exception) -> Result:
+    def fail(self, reason: result.Reason, error: Exception) -> Result:
         """The result of a run that an error ended."""
         self.tell({"kind": "error", "reason": reason, "message": str(error), "traceback": traceback.format_exc()})
         made = self._result(
@@ -327,7 +337,7 @@ class _Job:
         return Result(
             name=self.spec.name,
             attempt=self.attempt,
-            attempts=sorted({*checkpoint.attempts(self.store), self.attempt}),
+            attempts=sorted({*attempts(self.store), self.attempt}),
             steps=self.step,
             planned_steps=self.resolved.steps,
             metric=result.main_metric(self.resolved),

@@ -21,13 +21,14 @@ from trainer.evaluate import CASCADE, SPEECH, TEXT, Row
 from trainer.families import load as load_model
 from trainer.features import FeatureCache
 from trainer.fields import problem
-from trainer.report import Report, ReportRow, write_report
+from trainer.report import ReportRow
 from trainer.resolve import Resolved
-from trainer.result import main_metric
+from trainer.result import Result, main_metric
 from trainer.run import run
 from trainer.store import FolderStore, Store
 from trainer.strategies import LimitedSpeech
 from trainer.study import Cell, Expanded, StudySpec, expand, presentations
+from trainer.write_report import Report, write_report
 
 
 class StudyFailedError(RuntimeError):
@@ -56,10 +57,12 @@ def run_study(
     model = _base_of(expanded.cells[0].runs[0])
     expanded = _settle_encoder(expanded, read, model, store)
     first, jobs, rows = expanded.cells[0].runs[0], expanded.jobs(), {}
+    failed: dict[str, Result] = {}
     with tqdm(total=sum(job.steps for job in jobs.values()), unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         for n, (key, job) in enumerate(jobs.items(), 1):
             bar.set_description(f"[{n}/{len(jobs)}] {job.spec.name.split('/')[-1]} seed {job.spec.seed}")
-            rows[key] = _one(job, store, read(job.spec), model, bar, expanded.notes, control)
+            rows[key] = _one(job, store, read(job.spec), model, bar, failed, control)
+    left_out = _left_out(expanded, failed)
     for cell in expanded.cells:
         cell.runs = [run for run in cell.runs if rows[run.hash]]
     if missing := [cell.name for cell in expanded.cells if not cell.runs]:
@@ -77,7 +80,21 @@ def run_study(
         base=first.spec.base,
         beside=[m for m in task.metrics if m not in (metric, "invalid_rate")][:3],
         notes=expanded.notes,
+        failed=left_out,
     )
+
+
+def _left_out(expanded: Expanded, failed: dict[str, Result]) -> list[dict[str, Any]]:
+    """The runs that came to no result, by cell and with the reason, for `report.json`; the notes say them too."""
+    found = []
+    for key, why in failed.items():
+        job, folder = expanded.jobs()[key], f"jobs/{key[:16]}"
+        said = f"{job.spec.name} seed {job.spec.seed} is left out: {why.reason}: {why.message}"
+        expanded.notes.append(f"{said} ({folder})")
+        about = {"outcome": why.outcome, "reason": why.reason, "message": why.message, "job": folder}
+        cells = [cell for cell in expanded.cells if key in {member.hash for member in cell.runs}]
+        found += [{"row": cell.name, "seed": _seed(cell, job), **about} for cell in cells]
+    return found
 
 
 def _one_base(expanded: Expanded) -> None:
@@ -155,10 +172,11 @@ def _one(
     corpus: Corpus,
     model,
     bar: tqdm,
-    notes: list[str],
+    failed: dict[str, Result],
     control: Callable[[], str],
 ) -> dict[str, list[Row]]:
-    """Prediction rows of one job by modality, trained now or found finished; none, and a note, where it failed."""
+    """Prediction rows of one job by modality, trained now or found finished; none, and its result in `failed`, where
+    it failed."""
     own = FolderStore(store.root / "jobs" / job.hash[:16])
     start = bar.n
     result = run(job, own, _Progress(bar, start), control, corpus=corpus, model=model)
@@ -168,10 +186,7 @@ def _one(
     bar.n = start + job.steps
     bar.update(0)
     if result.outcome != "succeeded":
-        notes.append(
-            f"{job.spec.name} seed {job.spec.seed} is left out: {result.reason}: {result.message} "
-            f"(jobs/{job.hash[:16]})"
-        )
+        failed[job.hash] = result
         return {}
     return _predictions(own, result.attempt)
 
@@ -226,4 +241,5 @@ def _row(cell: Cell, name: str, scheme: str, runs: dict, kind: Any = "cell") -> 
         runs=runs,
         kind=kind,
         settings=cell.settings,
+        subsets={_seed(cell, run): run.spec.data.subset_seed for run in cell.runs},
     )

@@ -78,9 +78,9 @@ class S3Store:
             raise ConflictError(f"{key}: exists in {self.uri} with other bytes")
         return True
 
-    def _open(self, key: str) -> Any:
+    def _open(self, key: str, **condition: str) -> Any:
         try:
-            return self.client.get_object(Bucket=self.bucket, Key=self.prefix + safe_key(key))["Body"]
+            return self.client.get_object(Bucket=self.bucket, Key=self.prefix + safe_key(key), **condition)["Body"]
         except self.client.exceptions.ClientError as error:
             raise self._missing(key, error) from None
 
@@ -107,17 +107,29 @@ class S3Store:
             raise reason from None
         return True
 
-    def list(self, prefix: str = "") -> list[str]:
+    def entries(self, prefix: str = "") -> list[tuple[str, int, str]]:
+        """(key, bytes, ETag) of all objects whose key begins with `prefix`, sorted; an object that is replaced gets
+        another ETag."""
         lister = self.client.get_paginator("list_objects_v2")
         pages = lister.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        found = [item["Key"].removeprefix(self.prefix) for page in pages for item in page.get("Contents", ())]
-        return sorted(key for key in found if not key.rpartition("/")[2].startswith(TEMPORARY))
+        items = [item for page in pages for item in page.get("Contents", ())]
+        found = [(item["Key"].removeprefix(self.prefix), item["Size"], item["ETag"]) for item in items]
+        return sorted(item for item in found if not item[0].rpartition("/")[2].startswith(TEMPORARY))
 
-    def fetch(self, key: str, path: str | os.PathLike[str]) -> None:
-        body = self._open(key)
+    def list(self, prefix: str = "") -> list[str]:
+        return [key for key, _, _ in self.entries(prefix)]
+
+    def fetch(self, key: str, path: str | os.PathLike[str], etag: str | None = None) -> None:
+        """As of `Store`; with `etag` only the object that has it, StoreError where another has taken its place."""
+        body = self._open(key, IfMatch=etag) if etag else self._open(key)
         with WholeFile(path) as temporary, Path(temporary).open("wb") as out:
             for block in body.iter_chunks(1 << 20):
                 out.write(block)
+
+    def link(self, key: str, seconds: int) -> str:
+        """An address that gives the object to whoever has it, for so long."""
+        named = {"Bucket": self.bucket, "Key": self.prefix + safe_key(key)}
+        return self.client.generate_presigned_url("get_object", Params=named, ExpiresIn=seconds)
 
     def digest(self, key: str) -> tuple[int, str]:
         size, sha256 = 0, hashlib.sha256()

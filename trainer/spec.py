@@ -182,7 +182,8 @@ class JobSpec(Spec):
     base: str
     """Base model: hub id, local folder or s3:// folder."""
     revision: str | None = None
-    """Revision of a hub model; pinned when the job is resolved."""
+    """Revision of a hub model; of an s3:// folder its listing (`listing:…`, as `attune explain` prints it), refused
+    where the folder holds other files. Pinned when the job is resolved."""
     family: Literal["auto", "qwen2_audio"] = "auto"
     """Model family; `auto` reads it from the base."""
     language: Language

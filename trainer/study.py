@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from trainer.corpus import Corpus
-from trainer.fields import Problem, Spec, SpecError, problem, readable
+from trainer.fields import Problem, Spec, SpecError, naming, nearest, problem, readable
 from trainer.resolve import Resolved, resolve
 from trainer.spec import Data, Evaluate, JobSpec, Resources, Tuning, parse_job, read_yaml
 from trainer.stage import Optimizer, cumulative
@@ -43,7 +43,8 @@ class StudySpec(Spec):
     study: str = Field(min_length=1)
     """Name of the study."""
     grid: dict[str, list[Any]] = Field(min_length=1)
-    """Values per field, by dotted path or unambiguous name; `seed` and `subset_seed` make repetitions."""
+    """Values per field, by dotted path or unambiguous name; `seed` and `subset_seed` make repetitions (where there are
+    several subsets of the recordings, the seeds of each are averaged first)."""
     also: list[dict[str, Any]] = []
     """Single cells beside the grid, each a mapping like `grid` with one value per key; a list of `seed` or
     `subset_seed` makes repetitions; null puts a field back to its default."""
@@ -122,7 +123,8 @@ def expand(study: StudySpec, read: Read) -> Expanded:
             # what the mixing cells share says nothing about a cell without recordings
             kept = {k: v for k, v in recipe.items() if k not in ("speech_presentations", "speech_share")}
             data = {**data, "recipe": kept}
-        jobs.append((name, _only_speech(parse_job(data), study.hold)))
+        with naming(data["name"]):
+            jobs.append((name, _only_speech(parse_job(data), study.hold)))
 
     _one_run_per_seed(jobs)
     notes: list[str] = []
@@ -135,7 +137,7 @@ def expand(study: StudySpec, read: Read) -> Expanded:
             message = "the grid varies how often recordings are shown; say hold: {speech_presentations: free}"
             raise problem("hold.speech_presentations", message, "equal")
         jobs = _hold_presentations(jobs, read, notes)
-    known = [(name, resolve(job, read(job))) for name, job in jobs]
+    known = [(name, _resolved(job, read)) for name, job in jobs]
     if "exposure_matched" in wanted:
         known += _exposure_matched(known, read, cells, notes)
     for name, job in known:
@@ -145,17 +147,27 @@ def expand(study: StudySpec, read: Read) -> Expanded:
     return Expanded(study, list(cells.values()), wanted, notes)
 
 
+def _corpus(job: JobSpec, read: Read) -> Corpus:
+    with naming(job.name):
+        return read(job)
+
+
+def _resolved(job: JobSpec, read: Read) -> Resolved:
+    with naming(job.name):
+        return resolve(job, read(job))
+
+
 def _controls(study: StudySpec, jobs: list[tuple[str, JobSpec]], read: Read) -> list[Control]:
     """The controls of a study: as said, else all that its task and data allow."""
     if study.controls is not None:
         return study.controls
     job = jobs[0][1]
-    corpus = read(job)
+    corpus = _corpus(job, read)
     assert corpus.test is not None, "read_corpus refuses a job without a test set"
     heard = all(u.audio for u in corpus.test.rows)
     forms = {corpus.tasks[u.task].answer for u in corpus.test.rows}
     schemes = {j.recipe.scheme for _, j in jobs if isinstance(j.recipe, LimitedSpeech)}
-    learns = any("speech" in read(j).sources for _, j in jobs) and schemes != {"text_only"}
+    learns = any("speech" in _corpus(j, read).sources for _, j in jobs) and schemes != {"text_only"}
     applies: dict[Control, bool] = {
         "majority": True,
         "untuned": heard,
@@ -195,9 +207,7 @@ def _template(study: StudySpec) -> dict[str, Any]:
         if key == "name":
             problems.append(Problem(key, None, "a study is named by `study`; leave name out"))
         elif key not in known:
-            near = difflib.get_close_matches(key, known | own, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known | own))}"
-            problems.append(Problem(key, None, f"unknown key; {hint}"))
+            problems.append(Problem(key, None, f"unknown key; {nearest(key, sorted(known | own))}"))
     if problems:
         raise SpecError(problems)
     return extra
@@ -306,7 +316,7 @@ def _hold_steps(jobs: list[tuple[str, JobSpec]], read: Read) -> list[tuple[str, 
         return jobs
     if len(given - {None}) > 1 or len({job.epochs for _, job in jobs}) > 1:
         raise problem("hold.steps", "the grid varies steps or epochs; say hold: {steps: free}", "equal")
-    most = max(resolve(job, read(job)).steps for _, job in jobs)
+    most = max(_resolved(job, read).steps for _, job in jobs)
     return [(name, job.model_copy(update={"steps": most})) for name, job in jobs]
 
 
@@ -317,7 +327,7 @@ def _hold_presentations(
     groups: dict[tuple, list[int]] = {}
     shown: list[float] = []
     for n, (name, job) in enumerate(jobs):
-        resolved = resolve(job, read(job))
+        resolved = _resolved(job, read)
         shown.append(presentations(resolved))
         if len(resolved.sources) > 1 and isinstance(job.recipe, LimitedSpeech):
             groups.setdefault((resolved.sources["speech"].sha256, job.seed), []).append(n)
@@ -351,7 +361,7 @@ def _exposure_matched(
         knobs = {"scheme": "direct_mix", "speech_presentations": presentations(late), "speech_share": None}
         recipe = job.recipe.model_copy(update=knobs)
         job = job.model_copy(update={"steps": late.steps, "recipe": recipe})
-        twin = resolve(job, read(job))
+        twin = _resolved(job, read)
         same = [other for other, run in known if _alike(run, twin)]
         if same:
             notes.append(f"{same[0]} is the exposure-matched control of {name}")

@@ -8,8 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from trainer.corpus import Corpus
 from trainer.ranks import Ranks
-from trainer.resolve import read_and_resolve
+from trainer.resolve import Resolved, read_and_resolve
 from trainer.result import Result
 from trainer.spec import JobSpec
 from trainer.store import open_store
@@ -17,10 +18,15 @@ from trainer.store import open_store
 
 def one_rank(ranks: Ranks, spec: JobSpec, out: str, roots: Sequence[str]) -> Result:
     """Runs a job as one of its ranks; importable by name, so that fresh processes can."""
+    return run_resolved(ranks, *read_and_resolve(spec, roots), out)
+
+
+def run_resolved(ranks: Ranks, resolved: Resolved, corpus: Corpus, out: str) -> Result:
+    """Runs a job whose data have been read, with a bar and Ctrl-C."""
     from trainer.run import run
 
+    spec = resolved.spec
     limit = Limit(spec.resources.time if ranks.rank == 0 else None)  # one clock for all ranks
-    resolved, corpus = read_and_resolve(spec, roots)
     stop = Stop(limit) if ranks.world_size == 1 else limit
     with Progress(spec.name, resolved.steps, shown=ranks.rank == 0) as progress:
         return run(resolved, open_store(out), progress, stop, corpus=corpus, ranks=ranks)

@@ -15,8 +15,8 @@ from trainer import answers
 from trainer.bases import BaseError, locate_base, read_json
 
 __all__ = [
-    "AUDIO", "PROMPTS", "Audio", "AudioShape", "BaseError", "DataError", "LengthError", "Prompt", "Tokenizer",
-    "Tokens", "audio_tokens", "family_of", "locate_base", "reference", "render", "transcript",
+    "AUDIO", "PROMPTS", "TARGETS", "Audio", "AudioShape", "BaseError", "DataError", "LengthError", "Prompt",
+    "Tokenizer", "Tokens", "audio_tokens", "family_of", "locate_base", "reference", "render", "transcript",
 ]  # fmt: skip
 
 
@@ -66,6 +66,9 @@ PROMPTS = {
     ),
 }
 """Prompt pieces by `model_type` of the base's config.json: the list of supported families."""
+
+TARGETS = {"qwen2_audio": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}
+"""Linear layers of a block of the family's language model: what may get adapters (`tuning.targets`)."""
 
 
 def render(

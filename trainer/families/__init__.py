@@ -27,15 +27,17 @@ def check_family(spec: JobSpec, folder: str | Path) -> None:
 def check_loaded(model: Qwen2Audio, spec: JobSpec, revision: str | None, precision: str) -> None:
     """SpecError where a loaded base is not what the job says, both named.
 
-    revision: of the resolved job; a local base is compared by its files' hash, one of the hub by name and commit.
+    revision: of the resolved job; a local base is compared by its files' hash, one of the hub by name and commit, one
+    of s3 by name and listing.
     precision: `fp32` or `bf16`, what the job computes in.
     """
-    pinned, commit = revision or "", model.folder.name  # a snapshot of the hub lies in a folder named by its commit
+    # A snapshot of the hub lies in a folder named by its commit, one of s3 in a folder named by its listing.
+    pinned, at = revision or "", model.folder.name
     if pinned.startswith("files:"):
         found, fits = model.pin, model.pin == pinned
     else:
-        found = commit
-        fits = model.name == spec.base and (not re.fullmatch("[0-9a-f]{40}", pinned) or pinned == commit)
+        found, exact = at, re.fullmatch("[0-9a-f]{40}|listing:[0-9a-f]{64}", pinned)
+        fits = model.name == spec.base and (not exact or pinned.removeprefix("listing:") == at)
     if not fits:
         resolved, loaded = f"{spec.base} ({pinned[:18] or 'not pinned'})", f"{model.name} ({found[:18]})"
         message = f"the job was resolved with {resolved}, loaded is {loaded}; load that base or resolve the job again"

@@ -1,0 +1,69 @@
+"""A study's report as files: `report.json`, `report.txt`, `learning_curve.png`."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.learning_curve import draw
+from trainer.report import ReportRow, document, score_rows
+from trainer.report_text import WIDTH, table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `write_report` made."""
+
+    text: str
+    """Heading, table, findings and notes, as printed."""
+    document: dict[str, Any]
+    """The content of `report.json`."""
+    files: tuple[Path, ...]
+
+
+def write_report(
+    out_dir: Path | str,
+    rows: Sequence[ReportRow],
+    metric: str,
+    *,
+    study: str,
+    base: str,
+    reference: str | None = None,
+    beside: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    failed: Sequence[Mapping[str, Any]] = (),
+    confidence: float = 0.95,
+    paired_seeds: bool = False,
+) -> Report:
+    """Writes `report.json`, `report.txt` and `learning_curve.png` into `out_dir` and returns what they say.
+
+    beside: further metrics, shown without interval. notes: sentences for the end, such as what `hold` could not hold.
+    failed: the runs that rows are without, as `report.json` shall list them. The other parameters, and errors, as of
+    `score_rows`.
+    """
+    scored = score_rows(rows, metric, reference=reference, confidence=confidence, paired_seeds=paired_seeds)
+    said = {**document(scored, study, base, notes), "failed": [dict(run) for run in failed]}
+    speakers = "unknown speakers" if said["speakers"] is None else f"{said['speakers']} speakers"
+    lines = [
+        f"{study}: {metric} on {said['n']:,} utterances of {speakers}, base {base}",
+        "",
+        *table(scored, beside),
+        "",
+        *_wrapped(said["findings"]),
+        "",
+        *_wrapped(said["notes"]),
+    ]
+    text = "\n".join(lines) + "\n"
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    files = (out / "report.json", out / "report.txt", out / "learning_curve.png")
+    files[0].write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files[1].write_text(text, encoding="utf-8")
+    draw(scored, files[2], title=f"{study} ({base})")
+    return Report(text, said, files)
+
+
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")]
