@@ -1,0 +1,34 @@
+"""The bases that jobs may use, with their licences. An empty list allows any."""
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from db.models import BaseModel
+from db.session import now
+
+
+def listed(session: Session) -> list[BaseModel]:
+    """All allowed bases by name."""
+    return list(session.scalars(select(BaseModel).order_by(BaseModel.uri)))
+
+
+def allow(session: Session, uri: str, revision: str | None, licence: str) -> None:
+    """Add a base, or change what is said of it."""
+    session.merge(BaseModel(uri=uri, revision=revision, licence=licence, created_at=now(session)))
+
+
+def forbid(session: Session, uri: str) -> bool:
+    """Take a base off the list; False where it was not on it."""
+    return session.execute(delete(BaseModel).where(BaseModel.uri == uri)).rowcount == 1  # type: ignore[attr-defined]
+
+
+def refusal(session: Session, uri: str, revision: str | None) -> str | None:
+    """Why a job must not use this base; None where it may."""
+    known = {base.uri: base for base in listed(session)}
+    if not known:
+        return None
+    if uri not in known:
+        return f"not among the allowed bases ({', '.join(known)}); ask an administrator to allow it"
+    if known[uri].revision not in (None, revision):
+        return f"allowed at revision {known[uri].revision} only; set revision"
+    return None

@@ -1,0 +1,181 @@
+"""Data sets: uploaded or taken over, validated, and from then on immutable. A spec names one as `file-…[:split]`."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from db.models import Dataset
+from db.session import Database, now
+from db.settings import Settings
+from trainer.archive import ArchiveError, unpack
+from trainer.datasets import examine, materialise, store_version
+from trainer.fields import SpecError, UnfitDataError, problem
+from trainer.manifest import ManifestError
+from trainer.store import Store
+
+_ID = re.compile(r"(file-[0-9a-z]{26})(?::[^/]*)?")
+FIELDS = ("corpus", "text", "speech", "synthetic")
+URI, TASK, PARTS, MANIFEST = "uri", "task.yaml", "parts/", "manifest.jsonl"
+"""What may lie below a data set's prefix before it is validated: a reference, or what was uploaded."""
+
+
+def add(session: Session, project_id: str, dataset_id: str, name: str, status: str) -> Dataset:
+    """A new data set, `uploading` or `validating`."""
+    row = Dataset(
+        id=dataset_id, project_id=project_id, name=name, status=status, prefix=prefix(project_id, dataset_id),
+        created_at=now(session),
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def prefix(project_id: str, dataset_id: str) -> str:
+    """Where in the store an upload waits for its validation."""
+    return f"projects/{project_id}/uploads/{dataset_id}"
+
+
+def find(session: Session, dataset_id: str, project_id: str | None = None) -> Dataset | None:
+    """The data set; None where there is none, or it is another project's."""
+    row = session.get(Dataset, dataset_id, populate_existing=True)
+    return row if row is not None and project_id in (None, row.project_id) else None
+
+
+def page(session: Session, project_id: str, after: str | None = None, limit: int = 20) -> tuple[list[Dataset], bool]:
+    """Data sets of a project, newest first, and whether there are more."""
+    chosen = select(Dataset).where(Dataset.project_id == project_id)
+    if after is not None:
+        chosen = chosen.where(Dataset.id < after)
+    found = list(session.scalars(chosen.order_by(Dataset.id.desc()).limit(limit + 1)))
+    return found[:limit], len(found) > limit
+
+
+def completed(session: Session, dataset_id: str) -> bool:
+    """All parts have arrived; False where that was said before."""
+    waiting = update(Dataset).where(Dataset.id == dataset_id, Dataset.status == "uploading")
+    return session.execute(waiting.values(status="validating")).rowcount == 1  # type: ignore[attr-defined]
+
+
+def settle(session: Session, dataset_id: str, report: Mapping[str, Any], sha256: str | None) -> bool:
+    """The end of a validation: `ready` under its version's name, or `refused`. False where it was settled before."""
+    waiting = update(Dataset).where(Dataset.id == dataset_id, Dataset.status == "validating")
+    values = {"status": "ready" if sha256 else "refused", "report": dict(report), "manifest_sha256": sha256}
+    return session.execute(waiting.values(**values)).rowcount == 1  # type: ignore[attr-defined]
+
+
+def unvalidated(session: Session, limit: int = 100) -> list[str]:
+    """Data sets that wait for their validation, oldest first."""
+    waiting = select(Dataset.id).where(Dataset.status == "validating").order_by(Dataset.id).limit(limit)
+    return list(session.scalars(waiting))
+
+
+# ---- validation: files, so outside of any transaction
+
+
+def validate(database: Database, store: Store, settings: Settings, dataset_id: str) -> bool:
+    """Unpack, validate and store a data set; whether this call settled it. One at a time is the caller's business.
+
+    What the user can do something about makes it `refused`; anything else is raised, and it waits on.
+    """
+    with database.read() as session:
+        row = find(session, dataset_id)
+    if row is None or row.status != "validating":
+        return False
+    uploads = Path(settings.cache) / "uploads"
+    uploads.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{dataset_id}-", dir=uploads))
+    try:
+        if store.exists(f"{row.prefix}/{URI}"):
+            ref, roots = store.get(f"{row.prefix}/{URI}").decode(), settings.roots
+        else:
+            ref, roots = str(_unpacked(store, row.prefix, folder)), ["."]
+        report, version = examine(ref, roots)
+    except (ArchiveError, ManifestError, SpecError) as error:
+        message = str(error).replace(f"{folder}/content/", "").replace(f"{folder}/content", "the upload")
+        report, version = {"rows": 0, "errors": 1, "warnings": 0, "notes": 0, "message": message, "manifests": {}}, None
+    else:
+        if version is not None:
+            store_version(store, f"projects/{row.project_id}", version, report)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    with database.write() as session:
+        return settle(session, dataset_id, report, version.sha256 if version else None)
+
+
+def _unpacked(store: Store, place: str, folder: Path) -> Path:
+    """The folder of an upload's manifests: its archive unpacked, with what was sent beside it."""
+    content = folder / "content"
+    content.mkdir()
+    parts = sorted(store.list(f"{place}/{PARTS}"), key=lambda key: int(key.rpartition("/")[2]))
+    if parts:
+        archive = folder / "archive"
+        with open(archive, "wb") as out:
+            for key in parts:
+                store.fetch(key, folder / "part")
+                with open(folder / "part", "rb") as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
+        unpack(archive, content)
+        archive.unlink()
+    inside = list(content.iterdir())
+    if len(inside) == 1 and inside[0].is_dir() and not store.exists(f"{place}/{MANIFEST}"):
+        content = inside[0]  # an archive of one folder
+    for name in (MANIFEST, TASK):
+        if store.exists(f"{place}/{name}"):
+            if (content / name).exists():
+                raise ArchiveError(f"{name} was sent and is in the archive too; leave one out")
+            store.fetch(f"{place}/{name}", content / name)
+    return content
+
+
+# ---- in specs
+
+
+def references(spec: Mapping[str, Any]) -> dict[str, str]:
+    """{field: reference} of a job's data, as its spec (parsed or resolved) says them."""
+    data, evaluate = spec.get("data") or {}, spec.get("evaluate") or {}
+    found = {f"data.{name}": data.get(name) for name in FIELDS} | {"evaluate.on": evaluate.get("on")}
+    return {name: ref for name, ref in found.items() if isinstance(ref, str)}
+
+
+def named(refs: Iterable[str]) -> dict[str, str]:
+    """{id: reference} of the uploaded data sets among references; wherever in a path, for it would be found there."""
+    found = {}
+    for ref in refs:
+        for part in PurePosixPath(ref).parts:
+            if match := _ID.fullmatch(part):
+                found[match[1]] = ref
+    return found
+
+
+def pins(session: Session, project_id: str, spec: Mapping[str, Any]) -> dict[str, str]:
+    """{id: sha256 of its version} of the uploaded data sets that a spec names. SpecError for one that the project does
+    not have, or that is not ready."""
+    said = references(spec)
+    found = {}
+    for dataset_id, ref in named(said.values()).items():
+        name = next(key for key, value in said.items() if value == ref)
+        row = find(session, dataset_id, project_id)
+        if row is None:
+            raise problem(name, "no such data set; `GET /v1/datasets` lists those of the project", ref)
+        if row.status != "ready" or row.manifest_sha256 is None:
+            raise problem(name, f"the data set is {row.status}; a job needs one that is ready", ref, UnfitDataError)
+        found[dataset_id] = row.manifest_sha256
+    return found
+
+
+def bring(
+    database: Database, store: Store, settings: Settings, project_id: str, spec: Mapping[str, Any]
+) -> None:
+    """Have the uploaded data sets that a spec names at hand under `settings.roots`. To be called before the spec is
+    resolved; errors as of `pins` and `trainer.datasets.materialise`."""
+    with database.read() as session:
+        wanted = pins(session, project_id, spec)
+    for dataset_id, sha256 in wanted.items():
+        materialise(store, f"projects/{project_id}", sha256, Path(settings.datasets) / dataset_id)

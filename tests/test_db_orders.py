@@ -1,0 +1,197 @@
+"""A user's cancel, pause and resume in every status: done at once where nobody runs, told to the attempt where one
+does, refused where it makes no sense, and the same twice is once."""
+
+import pytest
+from db_rows import a_job, a_runner, at_once, claim, held, reclaimed, row, state, status
+from sqlalchemy import select
+
+from db import events, jobs
+from db.models import Outbox
+from db.status import IllegalCommand
+
+pytest_plugins = ["databases"]
+
+
+def order(database, job: str, asked) -> str:
+    """Gives the command; the status that its user is shown."""
+    with database.write() as session:
+        found = jobs.find(session, job)
+        assert found is not None
+        return jobs.order(session, found, asked, "user:key-1").status
+
+
+def place(database, where: str) -> str:
+    """A job that came to a status by the ordinary way."""
+    if where == "validating":
+        return a_job(database, validated=False)
+    if where in ("queued", "paused"):
+        job = a_job(database)
+        if where == "paused":
+            order(database, job, "pause")
+        return job
+    if where == "cancelled":
+        job = a_job(database)
+        order(database, job, "cancel")
+        return job
+    mine = held(database)
+    if where == "pausing":
+        order(database, mine.job, "pause")
+    if where in ("finalizing", "succeeded", "failed"):
+        mine.done("failed" if where == "failed" else "succeeded", "diverged" if where == "failed" else None)
+    if where in ("succeeded", "failed"):
+        with database.write() as session:
+            assert jobs.finish(session, mine.job)
+    assert status(database, mine.job) == where
+    return mine.job
+
+
+OUTCOMES = {
+    # where: after (cancel, pause, resume); None: refused
+    "validating": ("cancelled", "validating", "validating"),
+    "queued": ("cancelled", "paused", "queued"),
+    "running": ("running", "pausing", "running"),
+    "pausing": ("pausing", "pausing", "running"),
+    "paused": ("cancelled", "paused", "queued"),
+    "finalizing": ("cancelled", None, None),
+    "succeeded": (None, None, None),
+    "failed": (None, None, None),
+    "cancelled": ("cancelled", None, None),
+}
+
+
+@pytest.mark.parametrize("where", OUTCOMES)
+@pytest.mark.parametrize(("n", "asked"), list(enumerate(("cancel", "pause", "resume"))))
+def test_every_command_in_every_status_twice(database, where, n, asked):
+    job, expected = place(database, where), OUTCOMES[where][n]
+    before = row(database, job)
+    if expected is None:
+        with pytest.raises(IllegalCommand, match=where):
+            order(database, job, asked)
+        after = row(database, job)
+        assert (after.status, after.last_seq) == (where, before.last_seq)
+        return
+    assert order(database, job, asked) == expected
+    once = row(database, job)
+    assert once.wanted == {"cancel": "cancel", "pause": "pause", "resume": "run"}[asked]
+    assert (once.wanted_at is not None) == (expected in ("running", "pausing") and once.wanted != "run")
+    assert order(database, job, asked) == expected
+    twice = row(database, job)
+    assert (twice.wanted, twice.wanted_at, twice.last_seq) == (once.wanted, once.wanted_at, once.last_seq)
+    with database.read() as session:
+        told = [(e.type, e.actor) for e in events.after(session, job, before.last_seq)]
+    heard = [f"job.{asked}"] * (before.wanted != once.wanted) + ["job.status"] * (before.status != once.status)
+    assert told == [(kind, "user:key-1") for kind in heard]
+
+
+def test_the_grace_period_counts_from_the_first_time(simulated, clock):
+    """Asking again does not give the attempt another minute."""
+    mine = held(simulated)
+    order(simulated, mine.job, "pause")
+    first = row(simulated, mine.job).wanted_at
+    clock.at += 30
+    order(simulated, mine.job, "pause")
+    assert row(simulated, mine.job).wanted_at == first
+    order(simulated, mine.job, "cancel")
+    assert row(simulated, mine.job).wanted_at == clock.at
+
+
+def test_paused_while_validating_it_is_never_queued_for_anybody(database):
+    job = a_job(database, validated=False)
+    order(database, job, "pause")
+    with database.write() as session:
+        assert jobs.validated(session, job, {}, "0" * 64, "pool")
+    assert status(database, job) == "paused"
+    assert claim(database, a_runner(database)) is None
+    with database.read() as session:
+        assert [w.topic for w in session.scalars(select(Outbox))] == ["validate"]
+    assert order(database, job, "resume") == "queued"
+    assert claim(database, a_runner(database)) is not None
+
+
+def test_cancelled_while_validating_it_stays_so(database):
+    """The validation ends after the cancel, either way."""
+    job = a_job(database, validated=False)
+    order(database, job, "cancel")
+    with database.write() as session:
+        assert not jobs.validated(session, job, {}, "0" * 64, "pool")
+        assert not jobs.refuse(session, job, "invalid_data", "row 3: …")
+    assert (status(database, job), row(database, job).reason) == ("cancelled", "user")
+
+
+def test_pause_and_resume_across_attempts(database):
+    """The paused job holds nothing; resumed, it goes on as its next attempt."""
+    runner = a_runner(database)
+    mine = held(database, runner)
+    mine.beat(1, state("training", 0))
+    assert order(database, mine.job, "pause") == "pausing"
+    mine.done("yielded", "yielded", first_seq=2)
+    assert status(database, mine.job) == "paused"
+    assert claim(database, runner) is None
+    assert order(database, mine.job, "resume") == "queued"
+    assert reclaimed(database, runner, mine.job).no == 2
+
+
+def test_resumed_while_pausing_it_goes_on(database):
+    """The attempt that was told to stop may yield all the same: its job is queued again, not left paused."""
+    mine = held(database)
+    order(database, mine.job, "pause")
+    assert mine.beat() == (0, "checkpoint_and_exit")
+    assert order(database, mine.job, "resume") == "running"
+    assert mine.beat() == (0, "continue")
+    mine.done("yielded", "yielded")
+    assert status(database, mine.job) == "queued"
+
+
+@pytest.mark.parametrize(("outcome", "reason"), [("failed", "user"), ("yielded", "yielded"), ("failed", "diverged")])
+def test_a_cancelled_attempt_ends_its_job(database, outcome, reason):
+    mine = held(database)
+    assert order(database, mine.job, "cancel") == "running"
+    assert mine.beat() == (0, "abort")
+    mine.done(outcome, reason)
+    with database.write() as session:
+        assert jobs.finish(session, mine.job)
+    ended = row(database, mine.job)
+    assert (ended.status, ended.reason) == ("cancelled", "user")
+
+
+def test_a_cancel_that_comes_too_late_wastes_nothing(database):
+    """The attempt had come to its end before it heard of it."""
+    mine = held(database)
+    order(database, mine.job, "cancel")
+    mine.done("succeeded")
+    with database.write() as session:
+        assert jobs.finish(session, mine.job, {"metric": "accuracy", "scores": [{"value": 0.9}]})
+    ended = row(database, mine.job)
+    assert (ended.status, ended.reason, ended.summary["metric"]) == ("succeeded", None, "accuracy")
+
+
+def test_cancelled_while_finalizing_it_is_not_finished_again(database):
+    mine = held(database)
+    mine.done("succeeded")
+    assert order(database, mine.job, "cancel") == "cancelled"
+    with database.write() as session:
+        assert not jobs.finish(session, mine.job)
+    assert status(database, mine.job) == "cancelled"
+
+
+def test_commands_that_come_at_once_leave_one_answer(database):
+    """Each is carried out whole, one after the other."""
+    mine = held(database)
+    results = at_once([lambda a=a: order(database, mine.job, a) for a in ("pause", "resume", "cancel") * 3])
+    assert not [r for r in results if isinstance(r, Exception)], results
+    last = row(database, mine.job)
+    assert (last.status, last.wanted) in {("running", "run"), ("running", "cancel"), ("pausing", "pause"),
+                                          ("pausing", "cancel")}  # fmt: skip
+    with database.read() as session:
+        told = [e.seq for e in events.after(session, mine.job)]
+    assert told == list(range(1, last.last_seq + 1))
+
+
+def test_other_projects_jobs_are_not_found(database):
+    job = a_job(database, project="mine")
+    with database.read() as session:
+        owner = jobs.find(session, job)
+        assert owner is not None
+        assert jobs.find(session, job, owner.project_id) is not None
+        assert jobs.find(session, job, "proj-other") is None
+        assert jobs.find(session, "ftjob-none") is None
