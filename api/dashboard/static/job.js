@@ -1,0 +1,136 @@
+// One job, live: one stream of events says when something is new; what is shown is then read anew.
+
+import { Curves } from './curves.js';
+import { Predictions } from './predictions.js';
+import { getJson } from './series.js';
+
+const KINDS = [
+  'job.created', 'job.status', 'job.cancel', 'job.pause', 'job.resume', 'attempt.loading', 'attempt.training',
+  'attempt.evaluating', 'attempt.ended', 'checkpoint', 'predicted', 'note', 'error', 'progress',
+];
+const AGAIN_MS = 5000;
+const id = document.getElementById('job').dataset.id;
+const problem = document.getElementById('problem');
+const live = document.getElementById('live');
+const curves = new Curves(document.getElementById('curves'), id);
+const predictions = new Predictions(document.getElementById('predictions'), id);
+
+// ---------------------------------------------------------------------------------------------------- what is new
+
+// Runs `work` now, or once more when it is at it already.
+function oneAtATime(work) {
+  let running = false;
+  let again = false;
+  return async () => {
+    again = true;
+    if (running) return;
+    running = true;
+    try {
+      while (again) {
+        again = false;
+        await work();
+      }
+    } finally {
+      running = false;
+    }
+  };
+}
+
+const history = document.getElementById('history');
+const newest = () => Number(history.querySelector('li[data-seq]')?.dataset.seq ?? 0);
+
+const showNews = oneAtATime(async () => {
+  const target = { target: '#history', swap: 'afterbegin' };
+  await htmx.ajax('GET', `/dashboard/jobs/${id}/events?since=${newest()}`, target);
+});
+const showHead = oneAtATime(async () => htmx.trigger('#job', 'refresh'));
+
+function heard(kind, message) {
+  const data = JSON.parse(message.data);
+  if (kind === 'progress') {
+    showHead();
+    curves.update();
+    if (['succeeded', 'failed', 'cancelled'].includes(data.status)) ended(data.status);
+    return;
+  }
+  if (data.seq <= newest()) return; // a new stream tells the whole history
+  showNews();
+  showHead();
+  if (kind.startsWith('attempt.')) curves.reload(); // steps of an attempt that was cut short no longer count
+}
+
+// ------------------------------------------------------------------------------------------------------ the stream
+
+let source = null;
+
+function listen() {
+  source = new EventSource(`/v1/jobs/${id}/stream`);
+  source.addEventListener('open', () => { say('Live'); });
+  for (const kind of KINDS) {
+    // a failed connection also comes as 'error', without data
+    source.addEventListener(kind, (message) => (message.data === undefined ? lost() : heard(kind, message)));
+  }
+}
+
+// The browser tries again by itself where the connection broke, not where the service said no, or something else spoke.
+function lost() {
+  say('Reconnecting …');
+  if (source?.readyState !== EventSource.CLOSED) return;
+  source = null;
+  showHead(); // leads to the login where the key is no longer good
+  setTimeout(() => { if (source === null && !document.hidden && !over()) listen(); }, AGAIN_MS);
+}
+
+function ended(status) {
+  source?.close();
+  source = null;
+  say('');
+  curves.reload();
+  if (status === 'succeeded') predictions.reload();
+}
+
+function say(words) {
+  live.textContent = words;
+  live.classList.toggle('on', words === 'Live');
+}
+
+const over = () => document.getElementById('head').dataset.over === 'yes';
+
+// A browser has few connections to one host: a page that nobody looks at gives its own back.
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden) {
+    source?.close();
+    source = null;
+  } else if (!over() && source === null) {
+    listen();
+  }
+});
+
+// -------------------------------------------------------------------------------------------------------- commands
+
+async function command(name) {
+  try {
+    await getJson(`/v1/jobs/${id}/${name}`, { method: 'POST' });
+    problem.hidden = true;
+  } catch (error) {
+    problem.textContent = `Could not ${name} the job: ${error.message}`;
+    problem.hidden = false;
+  }
+  showHead();
+}
+
+const sure = document.getElementById('sure');
+sure.addEventListener('close', () => { if (sure.returnValue === 'yes') command('cancel'); });
+document.addEventListener('click', (event) => {
+  const name = event.target.closest('button[data-command]')?.dataset.command;
+  if (name === 'cancel') {
+    sure.returnValue = 'no';
+    sure.showModal();
+  } else if (name) {
+    command(name);
+  }
+});
+
+curves.update();
+if (document.getElementById('predictions').dataset.there === 'yes') predictions.reload();
+if (!over()) listen();

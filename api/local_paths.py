@@ -1,0 +1,29 @@
+"""Which places of the server's own disk a spec may name."""
+
+from pathlib import PurePosixPath, PureWindowsPath
+
+from db.settings import Settings
+from trainer.fields import Problem, SpecError
+from trainer.spec import JobSpec
+
+
+def leaves(ref: str) -> bool:
+    """Whether a reference would lead out of the folder that it is relative to."""
+    path = PurePosixPath(ref)
+    return path.is_absolute() or ref.startswith("~") or ".." in path.parts or bool(PureWindowsPath(ref).drive)
+
+
+def confined(job: JobSpec, settings: Settings) -> None:
+    """SpecError where a reference would leave the data roots: a service must not read its host's disk for strangers.
+    The embedded service (`ATTUNE_TRUSTED`) runs as the user who asks, and may."""
+    if settings.trusted:
+        return
+    references = {f"data.{k}": getattr(job.data, k) for k in ("corpus", "text", "speech", "synthetic")}
+    references |= {"evaluate.on": job.evaluate.on, "base": None if "://" in job.base else job.base}
+    problems = [
+        Problem(field, ref, "names a place outside the service's data folders; use a relative reference without '..'")
+        for field, ref in references.items()
+        if ref and leaves(ref)
+    ]
+    if problems:
+        raise SpecError(problems)

@@ -1,0 +1,92 @@
+"""API keys of a project, and the bases that jobs may use."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.deps import Admin, App, Reader
+from api.errors import not_found
+from api.shapes import seconds
+from db import bases, keys
+from db.models import Key
+
+router = APIRouter(prefix="/v1", tags=["administration"])
+
+
+class NewKey(BaseModel):
+    """A key to issue."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(min_length=1, max_length=100)
+    scope: Literal["read", "write", "admin"] = "write"
+
+
+class NewBase(BaseModel):
+    """A base to allow."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str = Field(min_length=1)
+    revision: str | None = None
+    licence: str = Field(min_length=1)
+
+
+def _key(row: Key) -> dict[str, Any]:
+    return {
+        "object": "key", "id": row.id, "name": row.name, "scopes": row.scopes,
+        "created_at": seconds(row.created_at), "revoked_at": seconds(row.revoked_at),
+    }  # fmt: skip
+
+
+@router.post("/keys")
+def issue(body: NewKey, app: App, who: Admin) -> dict[str, Any]:
+    """A new key. Its secret is in this answer and nowhere else."""
+    with app.database.write() as session:
+        key, secret = keys.issue(session, who.project_id, body.name, body.scope, who.actor)
+        session.refresh(key)
+        return {**_key(key), "secret": secret}
+
+
+@router.get("/keys")
+def listed(app: App, who: Admin) -> dict[str, Any]:
+    """All keys of the project, without their secrets."""
+    with app.database.read() as session:
+        data = [_key(row) for row in keys.listed(session, who.project_id)]
+    return {"object": "list", "data": data, "has_more": False}
+
+
+@router.delete("/keys/{key_id}")
+def revoke(key_id: str, app: App, who: Admin) -> dict[str, Any]:
+    """End a key, now."""
+    with app.database.write() as session:
+        if not keys.revoke(session, who.project_id, key_id, who.actor):
+            raise not_found("key", key_id)
+    return {"object": "key", "id": key_id, "deleted": True}
+
+
+@router.get("/bases")
+def allowed(app: App, who: Reader) -> dict[str, Any]:
+    """Bases that jobs may use; none listed means any."""
+    with app.database.read() as session:
+        rows = bases.listed(session)
+        data = [{"object": "base", "id": b.uri, "revision": b.revision, "licence": b.licence} for b in rows]
+    return {"object": "list", "data": data, "has_more": False}
+
+
+@router.post("/bases")
+def allow(body: NewBase, app: App, who: Admin) -> dict[str, Any]:
+    """Allow a base; from the first one on, all others are refused."""
+    with app.database.write() as session:
+        bases.allow(session, body.id, body.revision, body.licence)
+        keys.audit(session, None, who.actor, "base.allowed", body.id)
+    return {"object": "base", **body.model_dump()}
+
+
+@router.delete("/bases/{uri:path}")
+def forbid(uri: str, app: App, who: Admin) -> dict[str, Any]:
+    """Take a base off the list; jobs that are queued keep it."""
+    with app.database.write() as session:
+        if not bases.forbid(session, uri):
+            raise not_found("base", uri)
+        keys.audit(session, None, who.actor, "base.forbidden", uri)
+    return {"object": "base", "id": uri, "deleted": True}

@@ -1,0 +1,214 @@
+"""Studies over HTTP: written in one transaction, planned as the command line plans, and a table whose numbers are the
+trainer's own."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from api_server import Service, a_study, data_roots, posted
+
+from attune.cli import main
+from db import jobs, studies
+from trainer.corpus import Reader
+from trainer.predictions import limited, prediction
+from trainer.rng import philox
+from trainer.study import StudySpec, expand
+
+pytest_plugins = ["databases", "api_service"]
+
+
+def test_a_dry_run_is_the_plan_of_the_command_line(service: Service, tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(a_study()))
+    assert main(["plan", str(path), "--json", *data_roots(service)]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    answered = posted(service.http, "/v1/studies?dry_run=true", a_study())
+    for plan in (*planned.values(), *answered.values()):
+        assert plan["seconds"].pop("this CPU") > 0
+    assert list(answered) == list(planned)
+    assert answered == planned
+    assert service.http.get("/v1/studies").json()["data"] == []
+
+
+def test_a_study_is_its_jobs(service):
+    made = posted(service.http, "/v1/studies", a_study(), headers={"Idempotency-Key": "one"})
+    again = service.http.post("/v1/studies", json=a_study(), headers={"Idempotency-Key": "one"})
+    assert again.json() == made
+    assert again.headers["idempotent-replayed"] == "true"
+    assert [cell["name"] for cell in made["cells"]] == [
+        "text_only", "direct_mix 4 per label", "speech_only 8 per label"
+    ]  # fmt: skip
+    assert [[(j["seed"], j["status"]) for j in cell["jobs"]] for cell in made["cells"]] == [
+        [(1, "queued"), (2, "queued")], [(1, "queued"), (2, "queued")], [(1, "queued")]
+    ]  # fmt: skip
+    assert made["jobs"] == {"queued": 5}
+    mixed = made["cells"][1]
+    assert (mixed["scheme"], mixed["recordings"], mixed["speech_presentations"]) == ("direct_mix", 16, 1.0)
+    whole = service.http.get(f"/v1/studies/{made['id']}").json()
+    assert whole == made
+    assert whole["spec"] == a_study()
+    listed = service.http.get("/v1/jobs", params={"study": made["id"]}).json()["data"]
+    assert {job["id"] for job in listed} == {job["id"] for cell in made["cells"] for job in cell["jobs"]}
+    names = {job["name"] for job in listed}
+    assert names >= {"turning/text_only seed 1", "turning/direct_mix 4 per label seed 2"}
+    expanded = expand(StudySpec.model_validate(a_study()), Reader(service.settings.roots)).jobs()
+    assert {job["spec_hash"] for job in listed} == set(expanded)
+    one = service.http.get(f"/v1/jobs/{listed[0]['id']}").json()
+    assert one["resolved"] == expanded[one["spec_hash"]].model_dump(mode="json", by_alias=True)
+    shown = service.http.get("/v1/studies").json()["data"][0]
+    assert (shown["id"], shown["jobs"]) == (made["id"], {"queued": 5})
+    stopped = posted(service.http, f"/v1/studies/{made['id']}/cancel", None)
+    assert stopped["jobs"] == {"cancelled": 5}
+    assert posted(service.http, f"/v1/studies/{made['id']}/cancel", None)["jobs"] == {"cancelled": 5}
+
+
+def test_all_or_nothing(service, monkeypatch):
+    """Where the third job cannot be written, neither study nor jobs are there."""
+    written = []
+
+    def failing(session, *args, **more):
+        written.append(args)
+        if len(written) == 3:
+            raise RuntimeError("the disk is full")
+        return create(session, *args, **more)
+
+    create = jobs.create
+    monkeypatch.setattr(studies.jobs, "create", failing)
+    before = len(service.http.get("/v1/jobs?limit=100").json()["data"])
+    answer = service.http.post("/v1/studies", json=a_study(study="broken"), headers={"Idempotency-Key": "broken"})
+    assert answer.status_code == 500
+    monkeypatch.undo()
+    assert len(service.http.get("/v1/jobs?limit=100").json()["data"]) == before
+    assert "broken" not in service.http.get("/v1/studies").text
+    made = posted(service.http, "/v1/studies", a_study(study="broken"), headers={"Idempotency-Key": "broken"})
+    posted(service.http, f"/v1/studies/{made['id']}/cancel", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "words"),
+    [
+        ({"tuning": {}}, "tuning.encoder", "run `attune check`"),
+        ({"tuning": {"encoder": "auto"}}, "tuning.encoder", "say what it says"),
+        ({"grid": {"scheme": ["direct_mix"], "seed": list(range(1001))}}, "grid", "1000 at most"),
+        ({"grid": {"scheme": ["text_only"], "evaluate.metric": ["accuracy", "macro_f1"]}, "also": []},
+         "evaluate.metric", "share one"),
+        ({"grid": {"colour": [1]}}, "grid.colour", "no such field"),
+        ({"base": "/somewhere"}, "base", "outside the service's data folders"),
+        ({"base": "~/somewhere"}, "base", "outside the service's data folders"),
+        ({"grid": {"data.corpus": ["../up"]}, "also": []}, "data.corpus", "outside the service's data folders"),
+        ({"name": "x"}, "name", "named by `study`"),
+        ({"controls": ["oracle"]}, "controls[0]", "majority"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_compared_is_refused(service, changes, param, words):
+    for route in ("/v1/studies", "/v1/studies?dry_run=true"):
+        answer = service.http.post(route, json=a_study(**changes))
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert (error["param"], error["code"]) == (param, "invalid_spec"), error
+        assert words in error["message"]
+
+
+def test_auto_is_no_question_where_no_cell_hears(service):
+    quiet = a_study(study="quiet", tuning={}, grid={"seed": [1]}, also=[], controls=[], steps=2,
+                    data={"text": "data/picovoice_barista:text_train"}, language="en", recipe={"name": "sft"},
+                    evaluate={"on": "data/picovoice_barista:dev"})  # fmt: skip
+    made = posted(service.http, "/v1/studies", quiet)
+    job = service.http.get(f"/v1/jobs/{made['cells'][0]['jobs'][0]['id']}").json()
+    assert job["resolved"]["spec"]["tuning"]["encoder"] == "frozen"
+    posted(service.http, f"/v1/studies/{made['id']}/cancel", None)
+
+
+# ---- the table
+
+
+def answered(run, corpus, share: float, stream: str) -> dict[str, list[dict]]:
+    """Predictions of a run of which about `share` are right."""
+    test = limited(corpus.test.rows, run.spec.evaluate.limit)
+    task = run.spec.tasks[0]
+    draw = philox(run.spec.seed, stream, len(test)) / 2**64
+    said = np.where(draw < share, [u.label for u in test], task.labels[0])
+    return {"speech": [prediction(u, task, "speech", str(t)) for u, t in zip(test, said, strict=True)]}
+
+
+def test_the_table_is_the_trainers_own_report(service, tmp_path):
+    from trainer import controls
+    from trainer.run_study import _report_rows
+    from trainer.store import FolderStore
+    from trainer.write_report import write_report
+
+    made = posted(service.http, "/v1/studies", a_study(study="table"))
+    place = f"/v1/studies/{made['id']}/table"
+    empty = service.http.get(place).json()
+    assert [(r["name"], r["runs_done"], r["runs"], r["value"]) for r in empty["rows"][:3]] == [
+        ("text_only", 0, 2, None), ("direct_mix 4 per label", 0, 2, None), ("speech_only 8 per label", 0, 1, None)
+    ]  # fmt: skip
+    assert empty["rows"][3]["name"] == "majority"  # it needs no model
+    assert [u["control"] for u in empty["unavailable"]] == ["untuned", "linear_probe"]
+
+    read = Reader(service.settings.roots)
+    expanded = expand(StudySpec.model_validate(a_study(study="table")), read)
+    shares = {"text_only": 0.3, "direct_mix 4 per label": 0.8, "speech_only 8 per label": 0.6}
+    by_hash = {job["spec_hash"]: job["id"]
+               for job in service.http.get("/v1/jobs", params={"study": made["id"]}).json()["data"]}  # fmt: skip
+    rows = {}
+    for cell in expanded.cells:
+        for run in cell.runs:
+            rows[run.hash] = answered(run, read(run.spec), shares[cell.name], cell.name)
+    hashes = list(rows)
+    for key in hashes[:-1]:
+        service.finish(by_hash[key], rows[key])
+    half = service.http.get(place).json()
+    assert [(r["runs_done"], r["runs"]) for r in half["rows"][:3]] == [(2, 2), (2, 2), (0, 1)]
+    assert half["rows"][2]["value"] is None
+    service.finish(by_hash[hashes[-1]], rows[hashes[-1]])
+    table = service.http.get(place).json()
+
+    report_rows = _report_rows(expanded, rows)
+    report_rows += controls.rows_of("majority", expanded, read, _Model(), FolderStore(tmp_path))
+    own = write_report(tmp_path, report_rows, table["metric"], study="table", base="models/tiny",
+                       notes=expanded.notes).document  # fmt: skip
+    assert len(table["rows"]) == len(own["pooled"]) == 4
+    same = ("kind", "scheme", "recordings", "speech_fraction", "speech_presentations", "metric", "value", "ci_low",
+            "ci_high", "n", "method", "metrics")  # fmt: skip
+    for mine, theirs in zip(table["rows"], own["pooled"], strict=True):
+        assert mine["name"] == theirs["row"]
+        assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
+    told = [{**c, "ci": [c["ci_low"], c["ci_high"]]} for c in table["comparisons"]]
+    assert [{k: v for k, v in c.items() if k not in ("ci_low", "ci_high")} for c in told] == own["comparisons"]
+    assert (table["findings"], table["notes"]) == (own["findings"], own["notes"])
+    assert (table["reference"], table["confidence"]) == (own["reference"], own["confidence"])
+    assert any(c["verdict"] == "better" for c in table["comparisons"])
+    assert service.http.get(place).json() == table
+
+
+class _Model:
+    """What `controls.rows_of` asks of a base before it knows that the majority needs none."""
+
+    class tokens:  # noqa: N801
+        class shape:  # noqa: N801
+            sampling_rate = 16_000
+
+
+def test_what_failed_is_listed(service):
+    made = posted(service.http, "/v1/studies", a_study(study="failing", controls=[]))
+    first = made["cells"][0]["jobs"][0]["id"]
+    service.finish(first, {}, "failed")
+    posted(service.http, f"/v1/jobs/{made['cells'][1]['jobs'][1]['id']}/cancel", None)
+    table = service.http.get(f"/v1/studies/{made['id']}/table").json()
+    assert [(f["row"], f["seed"], f["status"], f["reason"]) for f in table["failed"]] == [
+        ("text_only", 1, "failed", "diverged"), ("direct_mix 4 per label", 2, "cancelled", "user")
+    ]  # fmt: skip
+    assert (table["comparisons"], table["reference"]) == ([], None)
+    posted(service.http, f"/v1/studies/{made['id']}/cancel", None)
+
+
+def test_pages_of_studies(service):
+    with service.client("write", "pages of studies") as own:
+        small = a_study(grid={"scheme": ["text_only"], "seed": [1]}, also=[], controls=[])
+        ids = [posted(own, "/v1/studies", {**small, "study": f"s{n}"})["id"] for n in range(5)]
+        first = own.get("/v1/studies", params={"limit": 3}).json()
+        assert ([s["id"] for s in first["data"]], first["has_more"]) == (ids[:1:-1], True)
+        rest = own.get("/v1/studies", params={"limit": 3, "after": first["last_id"]}).json()
+        assert ([s["id"] for s in rest["data"]], rest["has_more"]) == (ids[1::-1], False)
