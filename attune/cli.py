@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from attune import show
+from attune import local_commands, service_commands, show
 from attune.importing import ImportOptions, import_dataset
 from attune.reference import markdown
 from trainer.corpus import Reader, tasks_of
@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
     _roots(sub)
     _import_command(command("import", _import, "turn a table, clips or a chat file into a data set"))
+    local_commands.add(command)
+    service_commands.add(parser, command, _roots, roots_of)
     return parser
 
 

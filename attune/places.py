@@ -1,0 +1,63 @@
+"""References of a spec that are files of this machine, made absolute for a service that sees the same files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DATA = ("data.corpus", "data.text", "data.speech", "data.synthetic", "evaluate.on")
+SHORT = {name.rpartition(".")[2] for name in DATA}
+"""How the grid of a study may call them."""
+
+
+def absolute(spec: Mapping[str, Any], roots: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The spec with every data reference that exists under a root, and a base that is a folder here, as absolute paths;
+    and what has changed, by field. Anything else is left for the service to find."""
+    changed: dict[str, str] = {}
+
+    def at(field: str, name: str, value: Any) -> Any:
+        """A field's value, or a list of values in a grid."""
+        if isinstance(value, list):
+            return [at(f"{field}[{n}]", name, each) for n, each in enumerate(value)]
+        found = _base(value) if name == "base" else _data(value, roots) if name in SHORT else None
+        if found is None or found == value:
+            return value
+        changed[field] = found
+        return found
+
+    made = dict(spec)
+    if "base" in made:
+        made["base"] = at("base", "base", made["base"])
+    for name in DATA:
+        table, key = name.split(".")
+        if isinstance(made.get(table), Mapping) and key in made[table]:
+            made[table] = {**made[table], key: at(name, key, made[table][key])}
+    if isinstance(made.get("grid"), Mapping):
+        made["grid"] = _cells("grid", made["grid"], at)
+    if isinstance(made.get("also"), list):
+        made["also"] = [
+            _cells(f"also[{n}]", cell, at) if isinstance(cell, Mapping) else cell for n, cell in enumerate(made["also"])
+        ]
+    return made, changed
+
+
+def _cells(place: str, table: Mapping[str, Any], at) -> dict[str, Any]:
+    names = {key: key.rpartition(".")[2] for key in table if key in (*DATA, *SHORT, "base")}
+    return {key: at(f"{place}.{key}", names[key], value) if key in names else value for key, value in table.items()}
+
+
+def _data(reference: Any, roots: Sequence[Path]) -> str | None:
+    """`folder`, `folder:split` or a file, looked up as the trainer does: whole first, for a path may hold a colon."""
+    if not isinstance(reference, str):
+        return None
+    head, colon, split = reference.rpartition(":")
+    for name, rest in ((reference, ""), (head, colon + split)):
+        for root in roots if name else ():
+            if (root / name).exists():
+                return str((root / name).absolute()) + rest
+    return None
+
+
+def _base(base: Any) -> str | None:
+    if isinstance(base, str) and "://" not in base and (folder := Path(base).expanduser()).is_dir():
+        return str(folder.absolute())
+    return None
