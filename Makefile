@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-orders test check base docs clean
+.PHONY: install demo demo-orders test test-integration check base docs clean
 
 install: $(STAMP)
 
@@ -22,8 +22,16 @@ demo: install
 demo-orders: install
 	$(BIN)/attune run suites/coffee-orders.yaml --out attune-demo-orders
 
+# All tests but those that start a Ray cluster, a browser or the service's processes.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray and not browser and not process"
+
+# Those: a real Ray head, real workers and runners, a real browser (Debian's chromium, installed by apt where it is missing).
+test-integration: install
+	@command -v chromium > /dev/null || { echo "installing chromium"; \
+	  apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; } \
+	  || { echo "the browser tests need chromium, which apt could not install here"; exit 1; }
+	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -m "ray or browser or process"
 
 check: install
 	$(BIN)/ruff check .
