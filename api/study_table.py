@@ -1,4 +1,5 @@
-"""The table of a study from stored predictions: the trainer's own report, with rows for what is not finished yet."""
+"""The table and the report of a study from stored predictions: the trainer's own, with rows for what is not finished
+yet."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,26 +8,16 @@ from typing import Any
 from api.bodies import finite
 from api.deps import Context
 from api.routes.predictions import scored
-from db import datasets
 from db.models import Job, Study
-from trainer.corpus import read_corpus
-from trainer.fields import SpecError, problem
-from trainer.majority import majority
 from trainer.metrics import score
-from trainer.predictions import limited, read_lines, to_lines
-from trainer.report import ReportRow, Scored, score_rows
-from trainer.report_rows import Run, ScoredCell, control_row, report_rows
-from trainer.report_text import findings, methods, questions_note
-from trainer.resolve import Resolved
-from trainer.spec import Task
-from trainer.study import Control
+from trainer.report import ReportRow, Scored, document, score_rows
+from trainer.report_rows import Run, ScoredCell, report_rows
+from trainer.report_text import findings, methods, questions_note, whole
 
 Table = dict[str, Any]
 
-NEED_A_MODEL: tuple[Control, ...] = ("untuned", "linear_probe")
-"""Controls that answer by a model, which only the trainer has: `python -m trainer` offers them."""
 CONFIDENCE = 0.95
-_DESCRIBED = ("name", "scheme", "settings", "recordings", "speech_fraction", "speech_presentations")
+_DESCRIBED = ("name", "scheme", "settings", "recordings", "speech_fraction", "speech_presentations", "kind")
 
 _answered: OrderedDict[tuple, Table] = OrderedDict()
 _KEPT = 64
@@ -46,25 +37,48 @@ def study_table(study: Study, jobs: Sequence[Job], app: Context) -> Table:
     answered = _answered[key]
     rows = []
     for cell in study.cells:
-        known = {k: cell[k] for k in _DESCRIBED} | {"kind": "cell", "metric": metric}
+        known = {k: cell[k] for k in _DESCRIBED} | {"metric": metric}
         values = answered["values"].get(cell["name"], dict.fromkeys(("value", "ci_low", "ci_high", "n", "metrics")))
         runs_done = sum(job_id in done for job_id in cell["jobs"])
         rows.append({**known, **values, "runs_done": runs_done, "runs": len(cell["jobs"])})
-    failed = [
-        {"row": cell["name"], "seed": seed, "job_id": job_id, "status": by_id[job_id].status,
-         "reason": by_id[job_id].reason, "message": by_id[job_id].message}
-        for cell in study.cells
-        for job_id, (seed, _) in zip(cell["jobs"], cell["seeds"], strict=True)
-        if by_id[job_id].status in ("failed", "cancelled")
-    ]  # fmt: skip
-    said = {key: answered[key] for key in ("reference", "comparisons", "findings", "notes", "unavailable")}
+    said = {key: answered[key] for key in ("reference", "comparisons", "findings", "notes")}
     return {
         "object": "study_table", "study_id": study.id, "name": study.name, "metric": metric, "confidence": CONFIDENCE,
-        "rows": [*rows, *answered["controls"]], "failed": failed, **said,
+        "rows": [*(r for r in rows if r["kind"] == "cell"), *answered["beside"],
+                 *(r for r in rows if r["kind"] == "control")],
+        "failed": _failed(study, by_id), **said,
     }  # fmt: skip
 
 
-def _answer(study: Study, jobs: dict[str, Job], metric: str, app: Context) -> Table:
+def study_report(study: Study, jobs: Sequence[Job], app: Context) -> Table | None:
+    """`report.json` and `report.txt` as `python -m trainer` writes them, of what has succeeded; None where nothing has.
+    A study's jobs are resolved, and share base, task and metric."""
+    by_id = {job.id: job for job in jobs}
+    spec = jobs[0].resolved["spec"]  # type: ignore[index]
+    metric, task = spec["evaluate"]["metric"], spec["tasks"][0]
+    rows = _rows(study, by_id, app)
+    if not rows:
+        return None
+    answered = score_rows(rows, metric, confidence=CONFIDENCE)
+    said = {**document(answered, study.name, spec["base"], study.notes), "failed": _failed(study, by_id)}
+    beside = [m for m in task["metrics"] if m not in (metric, "invalid_rate")][:3]
+    return {
+        "object": "study_report", "study_id": study.id, "report": finite(said), "text": whole(answered, said, beside)
+    }  # fmt: skip
+
+
+def _failed(study: Study, jobs: dict[str, Job]) -> list[Table]:
+    return [
+        {"row": cell["name"], "seed": seed, "job_id": job_id, "status": jobs[job_id].status,
+         "reason": jobs[job_id].reason, "message": jobs[job_id].message}
+        for cell in study.cells
+        for job_id, (seed, _) in zip(cell["jobs"], cell["seeds"], strict=True)
+        if jobs[job_id].status in ("failed", "cancelled")
+    ]  # fmt: skip
+
+
+def _rows(study: Study, jobs: dict[str, Job], app: Context) -> list[ReportRow]:
+    """Of what has succeeded."""
     cells = []
     for cell in study.cells:
         runs = [
@@ -74,19 +88,17 @@ def _answer(study: Study, jobs: dict[str, Job], metric: str, app: Context) -> Ta
         ]
         if runs:
             cells.append(ScoredCell(**{key: cell[key] for key in _DESCRIBED}, runs=runs))
-    rows = report_rows(cells)
-    missing = dict.fromkeys(NEED_A_MODEL, "needs a model; the service does not offer it yet")
-    unavailable = [{"control": name, "why": missing[name]} for name in study.controls if name in missing]
-    if "majority" in study.controls:
-        try:
-            rows.append(control_row("majority", _majority(study, jobs, app)))
-        except (SpecError, OSError) as error:
-            unavailable.append({"control": "majority", "why": str(error)})
-    values, controls, said = {}, [], {"reference": None, "comparisons": [], "findings": [], "notes": study.notes}
+    return report_rows(cells)
+
+
+def _answer(study: Study, jobs: dict[str, Job], metric: str, app: Context) -> Table:
+    rows = _rows(study, jobs, app)
+    values, beside, said = {}, [], {"reference": None, "comparisons": [], "findings": [], "notes": study.notes}
     if rows:
         answered = score_rows(rows, metric, confidence=CONFIDENCE)
         values = {row.name: _values(row, answered) for row in rows}
-        controls = [_control(row, values, metric) for row in rows if row.kind == "control"]
+        own = {cell["name"] for cell in study.cells}
+        beside = [_beside(row, values, metric) for row in rows if row.name not in own]
         intervals = [f"Intervals: {how}." for how in methods(answered)]
         said = {
             "reference": answered.reference.name,
@@ -94,7 +106,7 @@ def _answer(study: Study, jobs: dict[str, Job], metric: str, app: Context) -> Ta
             "findings": findings(answered),
             "notes": [*study.notes, *intervals, *questions_note(answered)],
         }
-    return finite({"values": values, "controls": controls, "unavailable": unavailable, **said})
+    return finite({"values": values, "beside": beside, **said})
 
 
 def _values(row: ReportRow, answered: Scored) -> Table:
@@ -106,7 +118,8 @@ def _values(row: ReportRow, answered: Scored) -> Table:
     }  # fmt: skip
 
 
-def _control(row: ReportRow, values: dict[str, Table], metric: str) -> Table:
+def _beside(row: ReportRow, values: dict[str, Table], metric: str) -> Table:
+    """A text twin or a cascade: what the jobs of a cell answered in another way."""
     return {
         "name": row.name, "scheme": row.scheme, "settings": dict(row.settings), "recordings": row.recordings,
         "speech_fraction": row.speech_fraction, "speech_presentations": row.speech_presentations, "kind": row.kind,
@@ -120,24 +133,3 @@ def _comparison(question) -> Table:
         "a": question.a.name, "b": question.b.name, "effect": c.effect, "ci_low": c.ci_low, "ci_high": c.ci_high,
         "p": c.p, "p_holm": question.p_holm if question.asked else None, "verdict": c.verdict, "method": c.method,
     }  # fmt: skip
-
-
-def _majority(study: Study, jobs: dict[str, Job], app: Context) -> list[dict[str, Any]]:
-    """The majority's answers, made once from the data of the cell that has the most of them. SpecError where the data
-    are no longer those of the study."""
-    key = f"projects/{study.project_id}/studies/{study.id}/controls/majority.jsonl"
-    if not app.store.exists(key):
-        firsts = [Resolved.model_validate(jobs[cell["jobs"][0]].resolved) for cell in study.cells]
-        widest = max(firsts, key=lambda run: sum(pin.rows for pin in run.sources.values()))
-        datasets.bring(app.database, app.store, app.settings, study.project_id, widest.spec.model_dump(mode="json"))
-        corpus = read_corpus(widest.spec, app.settings.roots)
-        assert corpus.test is not None
-        pins = [(corpus.sources[name], pin) for name, pin in widest.sources.items()] + [(corpus.test, widest.test)]
-        for source, pin in pins:
-            if source.sha256 != pin.sha256:
-                raise problem("data", f"{pin.ref} has changed since the study was submitted")
-        train = [u for name in widest.sources for u in corpus.sources[name].rows]
-        test = limited(corpus.test.rows, widest.spec.evaluate.limit)
-        task = next(t for t in widest.spec.tasks or [] if isinstance(t, Task) and t.name == test[0].task)
-        app.store.put(key, to_lines(majority(train, test, task)))
-    return read_lines(app.store.get(key))

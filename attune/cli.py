@@ -162,7 +162,7 @@ def _plan(args: argparse.Namespace) -> int:
     read = Reader(roots)
     expanded = expand(spec, read)
     found = {}
-    for cell in expanded.cells:
+    for cell in [*expanded.cells, *expanded.baselines]:
         run = cell.runs[0]
         found[cell.name] = (run, estimate(run, read(run.spec)), len(cell.runs))
     show.study_plan(found, expanded, as_json=args.json)

@@ -272,6 +272,10 @@ class Studies:
         """What it shows so far: rows with intervals, comparisons, sentences."""
         return self._client.ask("GET", f"{_path(study_id, 'studies')}/table")
 
+    def report(self, study_id: str) -> Json:
+        """`report` and `text` of what has succeeded, as the trainer writes them. ConflictError where nothing has."""
+        return self._client.ask("GET", f"{_path(study_id, 'studies')}/report")
+
     def cancel(self, study_id: str) -> Json:
         """Cancel every job of it that has not ended."""
         return self._client.ask("POST", f"{_path(study_id, 'studies')}/cancel")

@@ -19,7 +19,8 @@ Run = Callable[[argparse.Namespace], int]
 Command = Callable[[str, Run, str], Parser]
 RootsOf = Callable[[argparse.Namespace], list[Path]]
 
-STATUSES = ("validating", "queued", "running", "pausing", "paused", "finalizing", "succeeded", "failed", "cancelled")
+ENDED = ("succeeded", "failed", "cancelled")
+STATUSES = ("validating", "queued", "running", "pausing", "paused", "finalizing", *ENDED)
 
 
 def add(parser: Parser, command: Command, roots: Callable[[Parser], None], roots_of: RootsOf) -> None:
@@ -30,10 +31,12 @@ def add(parser: Parser, command: Command, roots: Callable[[Parser], None], roots
     sub.add_argument("--watch", action="store_true", help="stay and follow it")
     sub.add_argument("--dry-run", action="store_true", help="print what it would do, and submit nothing")
     sub.add_argument("--idempotency-key", metavar="KEY", help="the same key and spec twice is one job")
+    _out(sub)
     roots(sub)
     as_json(sub)
     sub = command("watch", _served(_watch), "follow a job or study; Ctrl-C leaves it running")
     sub.add_argument("id", metavar="JOB|STUDY")
+    _out(sub)
     as_json(sub)
     sub = command("jobs", _served(_jobs), "list jobs, newest first")
     sub.add_argument("--status", action="append", choices=STATUSES, help="only these (repeat for several)")
@@ -55,6 +58,7 @@ def add(parser: Parser, command: Command, roots: Callable[[Parser], None], roots
         as_json(sub)
     sub = command("study", _served(_study), "show a study's table as far as it goes; without an id list studies")
     sub.add_argument("id", nargs="?", metavar="STUDY")
+    _out(sub)
     as_json(sub)
     sub = command("compare", _served(_compare), "is B better than A? the difference with its interval")
     for side in ("a", "b"):
@@ -76,6 +80,10 @@ def add(parser: Parser, command: Command, roots: Callable[[Parser], None], roots
     as_json(sub)
     sub = command("completion", lambda args: _completion(parser, args), "print a script that completes commands")
     sub.add_argument("shell", choices=completion.SHELLS, help="e.g. source <(attune completion bash)")
+
+
+def _out(sub: Parser) -> None:
+    sub.add_argument("--out", type=Path, metavar="DIR", help="write the study's report and chart there at its end")
 
 
 def as_json(sub: Parser) -> None:
@@ -160,8 +168,8 @@ def _follow(client: "Client", args: argparse.Namespace, id_: str, *, from_start:
     except KeyboardInterrupt:
         print(f"{id_} goes on; `attune watch {id_}` looks again, `attune cancel {id_}` ends it", file=sys.stderr)
         return 130
-    if not args.json and study:
-        show_jobs.study(client.studies.get(id_), client.studies.table(id_))
+    if study:
+        _tell_study(client, args, id_)
     elif not args.json:
         print(show_jobs.job_line(client.jobs.get(id_)))
     return 0 if set(statuses.values()) == {"succeeded"} else 1
@@ -207,12 +215,26 @@ def _study(client: "Client", args: argparse.Namespace) -> int:
     if args.id is None:
         (show_jobs.dump if args.json else show_jobs.studies)(client.studies.list())
         return 0
-    study, table = client.studies.get(args.id), client.studies.table(args.id)
     if args.json:
-        show_jobs.dump({**study, "table": table})
-    else:
-        show_jobs.study(study, table)
+        show_jobs.dump({**client.studies.get(args.id), "table": client.studies.table(args.id)})
+    _tell_study(client, args, args.id)
     return 0
+
+
+def _tell_study(client: "Client", args: argparse.Namespace, id_: str) -> None:
+    """The report of a study that has ended, the table of one that goes on; files where they are asked for."""
+    study = client.studies.get(id_)
+    ended = set(study["jobs"]) <= set(ENDED) and "succeeded" in study["jobs"]
+    if not args.json and ended:
+        print(client.studies.report(id_)["text"])
+        show_jobs.lost(client.studies.table(id_))
+    elif not args.json:
+        show_jobs.study(study, client.studies.table(id_))
+    if args.out is not None:
+        from attune.study_report import write
+
+        files = write(client.studies.report(id_), args.out)
+        print(f"{', '.join(file.name for file in files)} written to {args.out}", file=sys.stderr)
 
 
 def _compare(client: "Client", args: argparse.Namespace) -> int:

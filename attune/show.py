@@ -63,7 +63,8 @@ def study(expanded: Expanded, *, as_json: bool) -> None:
         for cell in expanded.cells
     ]
     if as_json:
-        _dump({"study": expanded.study.study, "cells": cells, "notes": expanded.notes})
+        baselines = [{"name": b.name, "runs": [{"spec_hash": r.hash} for r in b.runs]} for b in expanded.baselines]
+        _dump({"study": expanded.study.study, "cells": cells, "baselines": baselines, "notes": expanded.notes})
         return
     count = sum(len(c.runs) for c in expanded.cells)
     print(f"study {expanded.study.study}: {len(cells)} cells, {count} runs, {len(expanded.jobs())} distinct jobs")
@@ -73,6 +74,8 @@ def study(expanded: Expanded, *, as_json: bool) -> None:
             f"{s.name} {s.steps} steps ({', '.join(f'{k} {_share(v)}' for k, v in s.mix.items())})" for s in run.stages
         )
         print(f"  {cell.name}: {len(cell.runs)} run(s); {stages}; recordings shown {presentations(run):.2f} times")
+    for baseline in expanded.baselines:
+        print(f"  {baseline.name}: a baseline, {len(baseline.runs)} run(s)")
     for note in expanded.notes:
         print(f"  note: {note}")
     print("\nfields that all cells share are explained by `attune explain` on a single job")
@@ -102,8 +105,9 @@ def plan(resolved: Resolved, found: Estimate, *, as_json: bool) -> None:
             f"  {name:>10} as {s.modality:<6} {s.rows}{subset} rows, {s.presentations} presentations "
             f"({s.times_shown:g} times each){audio}, {tokens}"
         )
-    print("mix over time")
-    for line in mix_chart(resolved):
+    if resolved.stages:
+        print("mix over time")
+    for line in mix_chart(resolved) if resolved.stages else ["trains nothing: a baseline"]:
         print("  " + line)
     for device, seconds in found.seconds.items():
         print(f"about {_time(seconds)} and {found.memory_gib[device]:.1f} GiB on {device} (rough; training only)")

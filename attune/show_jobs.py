@@ -134,13 +134,16 @@ def study(found: Json, table: Json) -> None:
     _columns([head, *rows])
     for sentence in table["findings"]:
         print(f"- {sentence}")
-    for control in table["unavailable"]:
-        print(f"no {control['control']}: {control['why']}")
-    for lost in table["failed"]:
-        why = f"{lost['status']} ({lost['reason']}: {lost['message']})"
-        print(f"{lost['row']} seed {lost['seed']} ({lost['job_id']}): {why}")
+    lost(table)
     for note in table["notes"]:
         print(f"note: {note}")
+
+
+def lost(table: Json) -> None:
+    """The jobs that a study is without, and why."""
+    for job in table["failed"]:
+        why = f"{job['status']} ({job['reason']}: {job['message']})"
+        print(f"{job['row']} seed {job['seed']} ({job['job_id']}): {why}")
 
 
 def datasets(page: Json) -> None:

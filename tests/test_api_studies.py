@@ -25,7 +25,7 @@ def test_a_dry_run_is_the_plan_of_the_command_line(service: Service, tmp_path, c
     planned = json.loads(capsys.readouterr().out)
     answered = posted(service.http, "/v1/studies?dry_run=true", a_study())
     for plan in (*planned.values(), *answered.values()):
-        assert plan["seconds"].pop("this CPU") > 0
+        assert (plan["seconds"].pop("this CPU") > 0) == (plan["steps"] > 0)  # a baseline trains nothing
     assert list(answered) == list(planned)
     assert answered == planned
     assert service.http.get("/v1/studies").json()["data"] == []
@@ -37,12 +37,14 @@ def test_a_study_is_its_jobs(service):
     assert again.json() == made
     assert again.headers["idempotent-replayed"] == "true"
     assert [cell["name"] for cell in made["cells"]] == [
-        "text_only", "direct_mix 4 per label", "speech_only 8 per label"
+        "text_only", "direct_mix 4 per label", "speech_only 8 per label",
+        "majority", "untuned", "linear probe, 16 recordings", "linear probe, 32 recordings",
     ]  # fmt: skip
-    assert [[(j["seed"], j["status"]) for j in cell["jobs"]] for cell in made["cells"]] == [
+    assert [cell["kind"] for cell in made["cells"]] == ["cell"] * 3 + ["control"] * 4
+    assert [[(j["seed"], j["status"]) for j in cell["jobs"]] for cell in made["cells"][:3]] == [
         [(1, "queued"), (2, "queued")], [(1, "queued"), (2, "queued")], [(1, "queued")]
     ]  # fmt: skip
-    assert made["jobs"] == {"queued": 5}
+    assert made["jobs"] == {"queued": 9}
     mixed = made["cells"][1]
     assert (mixed["scheme"], mixed["recordings"], mixed["speech_presentations"]) == ("direct_mix", 16, 1.0)
     whole = service.http.get(f"/v1/studies/{made['id']}").json()
@@ -51,16 +53,16 @@ def test_a_study_is_its_jobs(service):
     listed = service.http.get("/v1/jobs", params={"study": made["id"]}).json()["data"]
     assert {job["id"] for job in listed} == {job["id"] for cell in made["cells"] for job in cell["jobs"]}
     names = {job["name"] for job in listed}
-    assert names >= {"turning/text_only seed 1", "turning/direct_mix 4 per label seed 2"}
+    assert names >= {"turning/text_only seed 1", "turning/direct_mix 4 per label seed 2", "turning/untuned"}
     expanded = expand(StudySpec.model_validate(a_study()), Reader(service.settings.roots)).jobs()
     assert {job["spec_hash"] for job in listed} == set(expanded)
     one = service.http.get(f"/v1/jobs/{listed[0]['id']}").json()
     assert one["resolved"] == expanded[one["spec_hash"]].model_dump(mode="json", by_alias=True)
     shown = service.http.get("/v1/studies").json()["data"][0]
-    assert (shown["id"], shown["jobs"]) == (made["id"], {"queued": 5})
+    assert (shown["id"], shown["jobs"]) == (made["id"], {"queued": 9})
     stopped = posted(service.http, f"/v1/studies/{made['id']}/cancel", None)
-    assert stopped["jobs"] == {"cancelled": 5}
-    assert posted(service.http, f"/v1/studies/{made['id']}/cancel", None)["jobs"] == {"cancelled": 5}
+    assert stopped["jobs"] == {"cancelled": 9}
+    assert posted(service.http, f"/v1/studies/{made['id']}/cancel", None)["jobs"] == {"cancelled": 9}
 
 
 def test_all_or_nothing(service, monkeypatch):
@@ -91,8 +93,9 @@ def test_all_or_nothing(service, monkeypatch):
         ({"tuning": {}}, "tuning.encoder", "run `attune check`"),
         ({"tuning": {"encoder": "auto"}}, "tuning.encoder", "say what it says"),
         ({"grid": {"scheme": ["direct_mix"], "seed": list(range(1001))}}, "grid", "1000 at most"),
-        ({"grid": {"scheme": ["text_only"], "evaluate.metric": ["accuracy", "macro_f1"]}, "also": []},
+        ({"grid": {"scheme": ["text_only"], "evaluate.metric": ["accuracy", "macro_f1"]}, "also": [], "controls": []},
          "evaluate.metric", "share one"),
+        ({"grid": {"scheme": ["text_only"]}, "also": []}, "controls", "no cell has any; leave it out"),
         ({"grid": {"colour": [1]}}, "grid.colour", "no such field"),
         ({"base": "/somewhere"}, "base", "outside the service's data folders"),
         ({"base": "~/somewhere"}, "base", "outside the service's data folders"),
@@ -132,44 +135,47 @@ def answered(run, corpus, share: float, stream: str) -> dict[str, list[dict]]:
     return {"speech": [prediction(u, task, "speech", str(t)) for u, t in zip(test, said, strict=True)]}
 
 
-def test_the_table_is_the_trainers_own_report(service, tmp_path):
-    from trainer import controls
-    from trainer.run_study import _report_rows
-    from trainer.store import FolderStore
+def test_table_and_report_are_the_trainers_own(service, tmp_path):
+    from trainer import learning_curve
+    from trainer.report_rows import report_rows, scored_cell
     from trainer.write_report import write_report
 
     made = posted(service.http, "/v1/studies", a_study(study="table"))
     place = f"/v1/studies/{made['id']}/table"
     empty = service.http.get(place).json()
-    assert [(r["name"], r["runs_done"], r["runs"], r["value"]) for r in empty["rows"][:3]] == [
-        ("text_only", 0, 2, None), ("direct_mix 4 per label", 0, 2, None), ("speech_only 8 per label", 0, 1, None)
+    probes = ["linear probe, 16 recordings", "linear probe, 32 recordings"]
+    assert [(r["name"], r["kind"], r["runs_done"], r["runs"], r["value"]) for r in empty["rows"]] == [
+        ("text_only", "cell", 0, 2, None), ("direct_mix 4 per label", "cell", 0, 2, None),
+        ("speech_only 8 per label", "cell", 0, 1, None),
+        *((name, "control", 0, 1, None) for name in ("majority", "untuned", *probes)),
     ]  # fmt: skip
-    assert empty["rows"][3]["name"] == "majority"  # it needs no model
-    assert [u["control"] for u in empty["unavailable"]] == ["untuned", "linear_probe"]
+    nothing = service.http.get(f"/v1/studies/{made['id']}/report")
+    assert (nothing.status_code, nothing.json()["error"]["code"]) == (409, "nothing_to_report")
 
     read = Reader(service.settings.roots)
     expanded = expand(StudySpec.model_validate(a_study(study="table")), read)
-    shares = {"text_only": 0.3, "direct_mix 4 per label": 0.8, "speech_only 8 per label": 0.6}
+    shares = {"text_only": 0.3, "direct_mix 4 per label": 0.8, "speech_only 8 per label": 0.6, "majority": 0.0,
+              "untuned": 0.1, probes[0]: 0.5, probes[1]: 0.7}  # fmt: skip
     by_hash = {job["spec_hash"]: job["id"]
                for job in service.http.get("/v1/jobs", params={"study": made["id"]}).json()["data"]}  # fmt: skip
-    rows = {}
-    for cell in expanded.cells:
-        for run in cell.runs:
-            rows[run.hash] = answered(run, read(run.spec), shares[cell.name], cell.name)
-    hashes = list(rows)
-    for key in hashes[:-1]:
-        service.finish(by_hash[key], rows[key])
+    cells = [*expanded.cells, *expanded.baselines]
+    runs = [(cell.name, run) for cell in cells for run in cell.runs]
+    rows = {run.hash: answered(run, read(run.spec), shares[name], name) for name, run in runs}
+    late = expanded.cells[2].runs[0].hash
+    for key in rows:
+        if key != late:
+            service.finish(by_hash[key], rows[key])
     half = service.http.get(place).json()
     assert [(r["runs_done"], r["runs"]) for r in half["rows"][:3]] == [(2, 2), (2, 2), (0, 1)]
     assert half["rows"][2]["value"] is None
-    service.finish(by_hash[hashes[-1]], rows[hashes[-1]])
+    service.finish(by_hash[late], rows[late])
     table = service.http.get(place).json()
 
-    report_rows = _report_rows(expanded, rows)
-    report_rows += controls.rows_of("majority", expanded, read, _Model(), FolderStore(tmp_path))
-    own = write_report(tmp_path, report_rows, table["metric"], study="table", base="models/tiny",
-                       notes=expanded.notes).document  # fmt: skip
-    assert len(table["rows"]) == len(own["pooled"]) == 4
+    wrote = write_report(tmp_path, report_rows([scored_cell(cell, rows) for cell in cells]), table["metric"],
+                         study="table", base=cells[0].runs[0].spec.base, notes=expanded.notes,
+                         beside=["macro_f1"])  # fmt: skip
+    own = wrote.document
+    assert len(table["rows"]) == len(own["pooled"]) == 7
     same = ("kind", "scheme", "recordings", "speech_fraction", "speech_presentations", "metric", "value", "ci_low",
             "ci_high", "n", "method", "metrics")  # fmt: skip
     for mine, theirs in zip(table["rows"], own["pooled"], strict=True):
@@ -182,13 +188,12 @@ def test_the_table_is_the_trainers_own_report(service, tmp_path):
     assert any(c["verdict"] == "better" for c in table["comparisons"])
     assert service.http.get(place).json() == table
 
-
-class _Model:
-    """What `controls.rows_of` asks of a base before it knows that the majority needs none."""
-
-    class tokens:  # noqa: N801
-        class shape:  # noqa: N801
-            sampling_rate = 16_000
+    report = service.http.get(f"/v1/studies/{made['id']}/report").json()
+    assert report["report"] == json.loads(wrote.files[0].read_text())
+    assert report["text"] == wrote.text
+    drawn = tmp_path / "drawn.png"
+    assert learning_curve.main([str(wrote.files[0]), str(drawn)]) == 0
+    assert drawn.read_bytes() == wrote.files[2].read_bytes()
 
 
 def test_what_failed_is_listed(service):

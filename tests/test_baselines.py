@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from trainer import baselines
-from trainer.baselines import classify, linear_probe, majority, parts_of, pooled_features, untuned
+from trainer import majority as counting
+from trainer.baselines import answered, classify, linear_probe, pooled_features
 from trainer.evaluate import predict
 from trainer.families import load as load_model
+from trainer.majority import majority, parts_of
 from trainer.manifest import Utterance
 from trainer.metrics import score
 from trainer.rng import philox
 from trainer.spec import Decode, Task, Tuning
+from trainer.strategies import Untuned
 from trainer.tokens import LengthError
 from trainer.views import SPEECH, Recordings
 
@@ -136,7 +138,7 @@ def test_probe_of_json_answers_each_slot_and_absence():
 
 
 def test_rare_values_of_an_open_slot_count_as_absent(monkeypatch):
-    monkeypatch.setattr(baselines, "MOST_VALUES", 1)
+    monkeypatch.setattr(counting, "MOST_VALUES", 1)
     rows = _rows([_order(drink="tea", size="small"), _order(drink="tea"), _order(drink="mocha", size="large")])
     parts = parts_of(rows, ORDER)
     assert parts["slot drink"] == [("tea",), ("tea",), ()]
@@ -189,14 +191,15 @@ def test_untuned_is_the_base_also_while_an_adapter_is_on(base, clips):
     import torch
 
     recordings, decode = Recordings(16000), Decode(max_new_tokens=6)
-    plain = untuned(base, clips[:3], LABEL, decode, recordings)
+    asked = (Untuned(), base, [], clips[:3], {"t": LABEL}, SPEECH, decode, recordings)
+    plain = answered(*asked)
     base.attach(Tuning(rank=4, encoder="lora"), seed=0)
     try:
         with torch.no_grad():
             for parameter in base.trained.values():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         tuned = predict(base, clips[:3], {"t": LABEL}, SPEECH, decode, recordings)
-        again = untuned(base, clips[:3], LABEL, decode, recordings)
+        again = answered(*asked)
     finally:
         base.detach()
     assert again == plain

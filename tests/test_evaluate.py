@@ -7,9 +7,10 @@ import toy
 from transformers import AutoProcessor
 
 from trainer.decoding import generate
-from trainer.evaluate import CASCADE, by_task, limited, modalities, predict, transcribe
+from trainer.evaluate import modalities, predict, transcribe
 from trainer.families import load
 from trainer.metrics import score
+from trainer.predictions import CASCADE, by_task, limited
 from trainer.spec import Decode, Evaluate, Tuning
 from trainer.tokens import AUDIO, render
 from trainer.views import Recordings

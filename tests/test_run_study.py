@@ -14,9 +14,10 @@ from specs import corpus_folder
 
 from trainer.__main__ import main, newest_result
 from trainer.corpus import Reader
+from trainer.report_rows import report_rows, scored_cell
 from trainer.result import Result
 from trainer.run import run
-from trainer.run_study import _left_out, _report_rows
+from trainer.run_study import _left_out
 from trainer.store import FolderStore
 from trainer.study import StudySpec, expand, load, presentations
 
@@ -73,7 +74,7 @@ def test_the_report_has_every_cell_seed_and_control(done):
 
 def test_text_only_is_trained_once_per_seed_and_jobs_are_whole(done):
     jobs = sorted((done[0] / "jobs").iterdir())
-    assert len(jobs) == 8
+    assert len(jobs) == 8 + 4  # and the baselines: majority, untuned, a probe on 9 and one on 18 recordings
     assert all((job / "final.json").is_file() for job in jobs)
 
 
@@ -121,7 +122,7 @@ def test_an_interrupted_study_goes_on_and_says_the_same(done, world, tmp_path):
     child = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert child.stderr is not None
     said = b""
-    while b"[3/8]" not in said:  # the bar says which job it is at
+    while b"[3/12]" not in said:  # the bar says which job it is at
         part = os.read(child.stderr.fileno(), 4096)
         assert part, said.decode()
         said += part
@@ -161,7 +162,7 @@ def test_runs_know_their_subset_and_those_without_result_are_listed(tmp_path):
     plain = study((Path("models/tiny"), tmp_path), data=data, grid=grid, also=[], controls=[])
     found = expand(StudySpec.model_validate(plain), Reader())
     rows = {key: {"speech": [], "text": []} for key in found.jobs()}
-    text, mixed, *twins = _report_rows(found, rows)
+    text, mixed, *twins = report_rows([scored_cell(cell, rows) for cell in found.cells])
     assert mixed.subsets == {"3/1": 3, "4/1": 4, "3/2": 3, "4/2": 4}
     assert [row.subsets for row in twins] == [text.subsets, mixed.subsets]
     assert set(text.subsets) == {1, 2}

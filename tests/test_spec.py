@@ -40,7 +40,7 @@ REFUSED = [
     ({"recipe": {"name": "limited_speech", "shceme": "x"}}, "recipe.shceme: unknown key; did you mean 'scheme'"),
     ({"recipe": {"name": "limited_speech", "scheme": "mixed"}}, "'text_only', 'synthetic_only', 'speech_only'"),
     ({"recipe": "salad"}, "recipe 'salad' (distillation with active selection) is not built yet"),
-    ({"recipe": "sftt"}, "'auto', 'sft', 'limited_speech', 'custom' (given: 'sftt')"),
+    ({"recipe": "sftt"}, "'custom', 'majority', 'untuned', 'linear_probe' (given: 'sftt')"),
     ({"recipe": {"name": "limited_speech", "speech_share": "5%", "speech_presentations": 2}}, "keep one"),
     ({"recipe": {"name": "limited_speech", "scheme": "text_only", "abundant": "synthetic"}}, "say synthetic_only"),
     ({"recipe": {"name": "limited_speech", "scheme": "text_only", "speech_presentations": 2}}, "shows no recordings"),

@@ -1,4 +1,4 @@
-"""The simple rows of a comparison: majority, linear probe on the frozen encoder, the untuned base.
+"""How the baselines answer: the majority, a linear probe on the frozen encoder, the untuned base.
 
 Each gives prediction rows like any trained model, so that it stands in the same table under the same
 statistics: a tuned model that does not beat them has learnt nothing that matters. All are deterministic, and
@@ -6,9 +6,7 @@ nothing in them is chosen on test data.
 """
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -17,38 +15,41 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from trainer import answers
-from trainer.evaluate import Row, predict, prediction
+from trainer.evaluate import predict
+from trainer.majority import Part, assembled, majority, of_task, parts_of
 from trainer.manifest import Utterance
+from trainer.predictions import SPEECH, Row, prediction
 from trainer.spec import Decode, Task
-from trainer.tokens import reference
-from trainer.views import SPEECH, Recordings
+from trainer.strategies import Baseline, LinearProbe, Majority
+from trainer.views import Recordings
 
 C = 1.0
 """Inverse strength of the probe's L2 penalty: scikit-learn's default, for every task and size; not tuned."""
 ITERATIONS = 1000
-MOST_VALUES = 100
-"""Values of an open slot that the probe can answer: the most frequent ones of training."""
-
-Part = Any
-"""What one classifier answers: a label, a label's presence, an intent, or the tuple of a slot's values (empty:
-absent)."""
 Features = Callable[[Sequence[Utterance]], np.ndarray]
 """(utterances) -> (utterances, width)."""
 
 
-def majority(train: Iterable[Utterance], test: Iterable[Utterance], task: Task) -> list[Row]:
-    """The same answer for every test utterance, from the labels of the training rows alone.
-
-    label: the most frequent label. label_set: the most frequent whole set. json: the most frequent intent, and
-    for each slot its most frequent value or absence, whichever is more frequent (what a probe would learn from
-    constant features). text: nothing. Ties go to the first in menu order, then alphabetically.
-    """
-    rows = _of(train, task)
-    if task.answer == "text":
-        return [prediction(u, task, SPEECH, "") for u in _of(test, task)]
-    parts = {name: _most_frequent(values, task) for name, values in parts_of(rows, task, whole_sets=True).items()}
-    text = answers.render(_assembled(parts, task), task)
-    return [prediction(u, task, SPEECH, text) for u in _of(test, task)]
+def answered(
+    recipe: Baseline,
+    model,
+    train: Sequence[Utterance],
+    test: Sequence[Utterance],
+    tasks: Mapping[str, Task],
+    modality: str,
+    decode: Decode,
+    recordings: Recordings,
+) -> list[Row]:
+    """What a baseline answers, in the order of `test`. `train`: the rows that its recipe learns from."""
+    if not isinstance(recipe, Majority | LinearProbe):
+        with model.base_only():
+            return predict(model, test, tasks, modality, decode, recordings)
+    features, found = pooled_features(model, recordings), {}
+    for task in {u.task: tasks[u.task] for u in test}.values():
+        probes = isinstance(recipe, LinearProbe)
+        rows = linear_probe(train, test, task, features) if probes else majority(train, test, task, modality)
+        found.update({row["utterance"]: row for row in rows})
+    return [found[u.id] for u in test]
 
 
 def linear_probe(
@@ -63,21 +64,15 @@ def linear_probe(
     """
     if task.answer == "text":
         raise ValueError(f"task '{task.name}': a linear probe answers labels, not free text; leave its row out")
-    train, test = _of(train, task), _of(test, task)
+    train, test = of_task(train, task), of_task(test, task)
     x, y = features(train), parts_of(train, task)
     given = features(test)
     if task.answer == "label_set":
         labels = _set_answers(x, y, given, task)
     else:
         said = {name: classify(x, values, given) for name, values in y.items()}
-        labels = [_assembled({name: column[i] for name, column in said.items()}, task) for i in range(len(test))]
+        labels = [assembled({name: column[i] for name, column in said.items()}, task) for i in range(len(test))]
     return [prediction(u, task, SPEECH, _written(label, task)) for u, label in zip(test, labels, strict=True)]
-
-
-def untuned(model, test: Sequence[Utterance], task: Task, decode: Decode, recordings: Recordings) -> list[Row]:
-    """The base as loaded, adapters off, with the task's own instruction and no example: zero-shot."""
-    with model.base_only():
-        return predict(model, _of(test, task), {task.name: task}, SPEECH, decode, recordings)
 
 
 # ---------------------------------------------------------------------------------------------------- features
@@ -138,63 +133,9 @@ def _set_answers(x: np.ndarray, y: Mapping[str, Sequence[Part]], given: np.ndarr
     return [[n for n, p in zip(names, row, strict=True) if p > 0.5] or [names[int(row.argmax())]] for row in chance]
 
 
-# ------------------------------------------------------------------------------------------------ answer parts
-
-
-def parts_of(rows: Sequence[Utterance], task: Task, *, whole_sets: bool = False) -> dict[str, list[Part]]:
-    """A row's answer cut into what separate classifiers can say: {part: [value per row]}.
-
-    label: {'label': names}. label_set: presence per label, or with `whole_sets` {'label': tuples}. json: 'intent'
-    where there is one, and per slot the tuple of its values in the row. ValueError when there are no rows.
-    """
-    if not rows:
-        raise ValueError(f"task '{task.name}': no training rows, so there is no baseline to learn")
-    labels: list[Any] = [reference(u, task) for u in rows]
-    if task.answer == "label":
-        return {"label": labels}
-    if task.answer == "label_set":
-        if whole_sets:
-            return {"label": [tuple(answers.in_menu_order(given, task)) for given in labels]}
-        return {name: [name in given for given in labels] for name in task.labels or []}
-    parts: dict[str, list[Part]] = {}
-    intents = [given.get("intent") for given in labels]
-    if any(intent is not None for intent in intents):
-        parts["intent"] = intents
-    for slot, closed in (task.slots or {}).items():
-        values = [tuple(s["value"] for s in given.get("slots") or [] if s["type"] == slot) for given in labels]
-        if closed is None:
-            most = {value for value, _ in Counter(sorted(v for v in values if v)).most_common(MOST_VALUES)}
-            values = [value if value in most else () for value in values]
-        parts[f"slot {slot}"] = values
-    return parts
-
-
-def _assembled(parts: Mapping[str, Part], task: Task) -> answers.Label:
-    """The label that the parts make up; slots in schema order."""
-    if task.answer != "json":
-        value = parts["label"]
-        return list(value) if task.answer == "label_set" else value
-    slots = [{"type": s, "value": v} for s in task.slots or {} for v in parts.get(f"slot {s}", ())]
-    return {"intent": parts.get("intent"), "slots": slots}
-
-
 def _written(label: answers.Label, task: Task) -> str:
     """The answer string; an intent that training rows lack makes no valid answer, and counts as invalid."""
     try:
         return answers.render(label, task)
     except ValueError:
         return ""
-
-
-def _most_frequent(values: Sequence[Part], task: Task) -> Part:
-    menu = [*(task.labels or []), *(task.intents or [])]
-
-    def place(value: Part) -> tuple:
-        return (-counts[value], menu.index(value) if value in menu else len(menu), repr(value))
-
-    counts = Counter(values)
-    return min(counts, key=place)
-
-
-def _of(rows: Iterable[Utterance], task: Task) -> list[Utterance]:
-    return [u for u in rows if u.task == task.name]

@@ -188,20 +188,26 @@ def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
     base = spec.data.corpus or spec.data.speech
     if base is None:
         raise problem("evaluate.on", "names no test set, and there is no speech data with one; give evaluate.on")
-    folder = base
-    for _ in (0, 1):
-        try:
-            where = locate(folder, roots)
-        except ManifestError as error:
-            raise problem("data.speech", str(error), base, UnfitDataError) from None
-        for split in ("test", "dev"):
-            if split in manifests_in(where.folder) or "manifest" in manifests_in(where.folder):
-                try:
-                    return _read("evaluate.on", f"{where.folder}:{split}", roots, None)
-                except ValueError:
-                    continue
-        break
+    try:
+        folder = locate(base, roots).folder
+    except ManifestError as error:
+        raise problem("data.speech", str(error), base, UnfitDataError) from None
+    for split in ("test", "dev"):
+        if split in manifests_in(folder) or "manifest" in manifests_in(folder):
+            try:
+                return _read("evaluate.on", f"{_words_for(folder, base, roots)}:{split}", roots, None)
+            except ValueError:
+                continue
     raise problem("evaluate.on", f"{base} has neither a test nor a dev split; give evaluate.on")
+
+
+def _words_for(folder: Path, ref: str, roots: Sequence[Path | str]) -> str:
+    """The folder in the words of a reference into it, which mean the same on a machine that has it elsewhere."""
+    for words in (ref, ref.rpartition(":")[0], os.path.dirname(ref)):
+        found = (path for root in roots if (path := (Path(root) / words).absolute()).is_dir())
+        if words and next(found, None) == folder:
+            return words
+    return str(folder)
 
 
 def tasks_of(ref: str, roots: Sequence[Path | str] = (".",)) -> dict[str, Task]:

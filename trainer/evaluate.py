@@ -1,19 +1,14 @@
 """Scoring: from a model and test utterances to prediction rows whose counts add up to every corpus metric."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from trainer import answers
 from trainer.decoding import generate
 from trainer.memory import out_of_memory
-from trainer.metrics import count
-from trainer.rng import permutation
+from trainer.predictions import CASCADE, SPEECH, TEXT, Row, prediction
 from trainer.spec import Decode, Evaluate, Task
-from trainer.tokens import DataError, reference
-from trainer.views import SPEECH, TEXT, Example, Recordings, example
+from trainer.tokens import DataError
+from trainer.views import Example, Recordings, example
 
-Row = dict[str, Any]
-CASCADE = "cascade"
 TRANSCRIBE = Task(name="transcribe", instruction={"en": "Transcribe the speech."}, answer="text")
 """What the base is asked in a cascade, and in the hearing check."""
 BATCH_TOKENS = 8192
@@ -38,14 +33,6 @@ def modalities(utterances: Sequence, evaluate: Evaluate) -> list[str]:
         raise DataError("evaluate.cascade needs recordings of all test utterances")
     wanted = [(SPEECH, heard), (TEXT, read and (evaluate.text_twin or not heard)), (CASCADE, evaluate.cascade)]
     return [name for name, wish in wanted if wish]
-
-
-def limited(utterances: Sequence, limit: int | None, seed: int = 0) -> list:
-    """The first `limit` utterances of one seeded order (of ids, hence whatever the manifest's order)."""
-    if limit is None or limit >= len(utterances):
-        return list(utterances)
-    by_id = sorted(utterances, key=lambda u: u.id)
-    return [by_id[i] for i in permutation(seed, "evaluate.limit", len(by_id))[:limit]]
 
 
 def predict(
@@ -114,31 +101,3 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
-
-
-def prediction(utterance, task: Task, modality: str, text: str, heard: str | None = None) -> Row:
-    """One row of predictions.jsonl (decisions, section 8); `heard`: the transcript that a cascade
-    answered."""
-    label = reference(utterance, task)
-    parsed, valid = answers.parse(text, task)
-    row = {
-        "utterance": utterance.id,
-        "task": task.name,
-        "language": utterance.language,
-        "speaker": utterance.speaker,
-        "modality": modality,
-        "reference": label,
-        "text": text,
-        "parsed": parsed,
-        "valid": valid,
-        "counts": count(label, parsed if valid else None, task),
-    }
-    return row if heard is None else {**row, "heard": heard}
-
-
-def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows per task, in order of first appearance: metrics of different tasks do not mix."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["task"], []).append(row)
-    return found

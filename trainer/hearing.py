@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.baselines import Features, classify, parts_of, pooled_features
+from trainer.baselines import Features, classify, pooled_features
 from trainer.compare import interval
-from trainer.evaluate import TRANSCRIBE, limited, prediction, transcribe
+from trainer.evaluate import TRANSCRIBE, transcribe
 from trainer.families import load as load_base
+from trainer.majority import parts_of
 from trainer.manifest import Utterance, load, locate
 from trainer.metrics import score
+from trainer.predictions import limited, prediction
 from trainer.rng import permutation
 from trainer.spec import Task, builtin_tasks, read_task
 from trainer.tokens import DataError, LengthError, locate_base

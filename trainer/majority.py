@@ -18,7 +18,9 @@ Part = Any
 absent)."""
 
 
-def majority(train: Iterable[Utterance], test: Iterable[Utterance], task: Task) -> list[Row]:
+def majority(
+    train: Iterable[Utterance], test: Iterable[Utterance], task: Task, modality: str = SPEECH
+) -> list[Row]:
     """The same answer for every test utterance, from the labels of the training rows alone.
 
     label: the most frequent label. label_set: the most frequent whole set. json: the most frequent intent, and
@@ -27,10 +29,10 @@ def majority(train: Iterable[Utterance], test: Iterable[Utterance], task: Task) 
     """
     rows = of_task(train, task)
     if task.answer == "text":
-        return [prediction(u, task, SPEECH, "") for u in of_task(test, task)]
+        return [prediction(u, task, modality, "") for u in of_task(test, task)]
     parts = {name: _most_frequent(values, task) for name, values in parts_of(rows, task, whole_sets=True).items()}
     text = answers.render(assembled(parts, task), task)
-    return [prediction(u, task, SPEECH, text) for u in of_task(test, task)]
+    return [prediction(u, task, modality, text) for u in of_task(test, task)]
 
 
 def of_task(rows: Iterable[Utterance], task: Task) -> list[Utterance]:

@@ -244,6 +244,7 @@ def _settings(row: ReportRow) -> dict[str, Any]:
     return {
         "row": row.name,
         "kind": row.kind,
+        "modality": row.modality,
         "scheme": row.scheme,
         "recordings": row.recordings,
         "speech_fraction": row.speech_fraction,

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from trainer.predictions import CASCADE, SPEECH, TEXT, Row
 from trainer.report import ReportRow
-from trainer.resolve import Resolved
-from trainer.strategies import LimitedSpeech
+from trainer.strategies import Baseline, LimitedSpeech, Majority
 from trainer.study import Cell, presentations
 
 
@@ -31,6 +30,7 @@ class ScoredCell:
     recordings: int
     speech_fraction: float
     speech_presentations: float
+    kind: Literal["cell", "control"]
     runs: Sequence[Run]
 
     def seeds(self) -> list[int | str]:
@@ -42,35 +42,50 @@ class ScoredCell:
 def describe(cell: Cell) -> dict[str, Any]:
     """What a report says of a cell before anything is known of its runs, as plain data."""
     run = cell.runs[0]
-    speech = run.sources.get("speech")
+    recipe, speech = run.spec.recipe, run.sources.get("speech")
+    baseline = isinstance(recipe, Baseline)
+    if isinstance(recipe, Majority):  # it hears nothing of what it counts
+        speech = None
     return {
         "name": cell.name,
-        "scheme": scheme_of(run),
+        "scheme": recipe.scheme if isinstance(recipe, LimitedSpeech) else recipe.name,
         "settings": cell.settings,
         "recordings": speech.rows if speech else 0,
-        "speech_fraction": round(speech.rows / speech.available, 4) if speech else 0.0,
-        "speech_presentations": round(presentations(run), 3),
+        "speech_fraction": round(speech.rows / speech.available, 4) if speech else None if baseline else 0.0,
+        "speech_presentations": round(presentations(run), 3) if not baseline else 1.0 if speech else 0.0,
+        "kind": "control" if baseline else "cell",
     }
 
 
-def scheme_of(run: Resolved) -> str:
-    """What a run's recipe is called in a report."""
-    return run.spec.recipe.scheme if isinstance(run.spec.recipe, LimitedSpeech) else run.spec.recipe.name
+def scored_cell(cell: Cell, predictions: Mapping[str, Mapping[str, list[Row]]]) -> ScoredCell:
+    """The cell with what its runs answered, by hash."""
+    runs = [Run(run.spec.seed, run.spec.data.subset_seed, predictions[run.hash]) for run in cell.runs]
+    return ScoredCell(**describe(cell), runs=runs)
 
 
 def report_rows(cells: Sequence[ScoredCell]) -> list[ReportRow]:
-    """The cells, and beside each its text twin where the transcripts were scored, and its cascade."""
-    out = [_row(cell, cell.name, cell.scheme, [_spoken(run) for run in cell.runs]) for cell in cells]
-    for cell in cells:
+    """The cells; beside each its text twin where the transcripts were scored, and its cascade; then the baselines."""
+    trained = [cell for cell in cells if cell.kind == "cell"]
+    out = [_row(cell, cell.name, cell.scheme, [_spoken(run) for run in cell.runs]) for cell in trained]
+    for cell in trained:
         if SPEECH in cell.runs[0].predictions:
             out += _beside(cell, TEXT, "text twin")
         out += _beside(cell, CASCADE, CASCADE)
-    return out
+    return out + [_baseline(cell) for cell in cells if cell.kind == "control"]
 
 
-def control_row(name: str, found: list[Row]) -> ReportRow:
-    """A control that was trained on nothing and has no seed."""
-    return ReportRow(name, name, 0, None, 0.0, {None: found}, "control")
+def _baseline(cell: ScoredCell) -> ReportRow:
+    """A baseline has no training seed: its runs differ in the recordings that it learnt from, if at all."""
+    several = len(cell.runs) > 1
+    return ReportRow(
+        name=cell.name,
+        scheme=cell.scheme,
+        recordings=cell.recordings,
+        speech_fraction=cell.speech_fraction,
+        speech_presentations=cell.speech_presentations,
+        runs={run.subset_seed if several else None: _spoken(run) for run in cell.runs},
+        kind="control",
+    )
 
 
 def _spoken(run: Run) -> list[Row]:

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from trainer.compare import compare
 from trainer.metrics import score
@@ -26,6 +27,26 @@ def number(value: float, *, sign: bool = False) -> str:
         digits = digits[1:]
     minus = value < 0 and digits != ".00"
     return ("−" if minus else "+" if sign else "") + digits
+
+
+def whole(scored: "Scored", said: Mapping[str, Any], beside: Sequence[str] = ()) -> str:
+    """Heading, table, findings and notes, as printed. said: the report's `document`. beside: further metrics, shown
+    without interval."""
+    speakers = "unknown speakers" if said["speakers"] is None else f"{said['speakers']} speakers"
+    lines = [
+        f"{said['study']}: {said['metric']} on {said['n']:,} utterances of {speakers}, base {said['base']}",
+        "",
+        *table(scored, beside),
+        "",
+        *_wrapped(said["findings"]),
+        "",
+        *_wrapped(said["notes"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")]
 
 
 # --------------------------------------------------------------------------------------------------- sentences

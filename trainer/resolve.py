@@ -14,7 +14,7 @@ from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.metrics import METRICS, default_metrics
 from trainer.spec import JobSpec, Task
 from trainer.stage import Stage, cumulative
-from trainer.strategies import Auto, Budget, Custom
+from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Untuned
 from trainer.tokens import TARGETS
 
 WHOLE_BYTES = 64 << 20
@@ -66,8 +66,9 @@ class Resolved(Spec):
             del doc["spec"][key]
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
         doc["spec"]["evaluate"]["on"] = None
-        for key in ("recipe", "steps", "epochs", "optimizer"):
-            del doc["spec"][key]  # the stages say it
+        said = ("recipe", "steps", "epochs", "optimizer") if self.stages else ("steps", "epochs", "optimizer")
+        for key in said:
+            del doc["spec"][key]  # the stages say it, where there are any
         if (self.base_revision or "").startswith("files:"):
             doc["spec"]["base"] = None
         for pin in (*doc["sources"].values(), doc["test"], *([doc["hearing"]] if doc["hearing"] else [])):
@@ -103,9 +104,25 @@ def refuse_unbuilt(spec: JobSpec) -> None:
     if spec.evaluate.metric not in ("auto", *METRICS):
         message = f"unknown metric; {nearest(spec.evaluate.metric, METRICS)}"
         problems.append(Problem("evaluate.metric", None, message))
+    if isinstance(spec.recipe, Baseline):
+        problems += _meant_for_training(spec)
     problems += _unknown_targets(spec)
     if problems:
         raise SpecError(problems)
+
+
+def _meant_for_training(spec: JobSpec) -> list[Problem]:
+    """What a recipe that trains nothing cannot follow."""
+    name = spec.recipe.name
+    problems = [
+        Problem(key, None, f"recipe {name} trains nothing; leave {key} out")
+        for key in ("tuning", "optimizer", "steps", "epochs")
+        if key in spec.model_fields_set
+    ]
+    if spec.evaluate.cascade and not isinstance(spec.recipe, Untuned):
+        message = f"recipe {name} cannot answer the base's transcripts; leave cascade out"
+        problems.append(Problem("evaluate.cascade", True, message))
+    return problems
 
 
 def _unknown_targets(spec: JobSpec) -> list[Problem]:
@@ -167,9 +184,12 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     refuse_unbuilt(spec)
     stages = spec.recipe.stages(corpus.counts(), budget_of(spec))
     _refuse_idle(stages, spec)
-    used = dict.fromkeys(source for stage in stages for source in stage.mix)
+    used = list(dict.fromkeys(source for stage in stages for source in stage.mix))
     if corpus.test is None:
         raise SpecError([Problem("evaluate.on", None, "no test set")])
+    if isinstance(spec.recipe, Baseline):
+        used = spec.recipe.learns_from(corpus.counts())
+        spec = _one_answer(spec, corpus)
     shown = [corpus.sources[name].rows for name in used] + [corpus.test.rows]
     names = {u.task for rows in shown for u in rows}
     tested = {u.task for u in corpus.test.rows}
@@ -192,6 +212,21 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         hearing=_pin(corpus.sources[heard], heard) if tuning.encoder == "auto" and heard else None,
         base_revision=pin_base(spec.base, spec.revision),
     )
+
+
+def _one_answer(spec: JobSpec, corpus: Corpus) -> JobSpec:
+    """The spec of a baseline; all but the base itself answer an utterance in one way only. SpecError where it cannot
+    answer the test."""
+    if isinstance(spec.recipe, Untuned):
+        return spec
+    assert corpus.test is not None
+    if isinstance(spec.recipe, LinearProbe):
+        if not all(u.audio for u in corpus.test.rows):
+            raise problem("recipe", "a linear probe answers recordings, which the test has not", "linear_probe")
+        if free := sorted({u.task for u in corpus.test.rows if corpus.tasks[u.task].answer == "text"}):
+            message = f"a linear probe cannot answer text, which task {', '.join(free)} asks for"
+            raise problem("recipe", message, "linear_probe")
+    return spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update={"text_twin": False})})
 
 
 def read_and_resolve(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> tuple[Resolved, Corpus]:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, hearing, lineage, result
+from trainer import baselines, checkpoint, hearing, lineage, result
 from trainer.attempts import attempts, claim
 from trainer.corpus import Corpus, read_corpus
-from trainer.evaluate import Row, by_task, limited, modalities, predict
+from trainer.evaluate import modalities, predict
 from trainer.families import check_family, check_loaded
 from trainer.families import load as load_model
 from trainer.features import FeatureCache
@@ -27,11 +27,13 @@ from trainer.fields import problem
 from trainer.loop import Event, Loop, Outcome
 from trainer.metrics import count
 from trainer.plan import StagePlan, plan_stage
+from trainer.predictions import Row, by_task, limited, to_lines
 from trainer.ranks import Ranks
 from trainer.resolve import Resolved
 from trainer.result import Lineage, Result
 from trainer.spec import JobSpec
 from trainer.store import ConflictError, Store
+from trainer.strategies import Baseline
 from trainer.tokens import DataError, locate_base, reference
 from trainer.views import Recordings, training_example
 
@@ -213,6 +215,8 @@ class _Job:
                 lent.cache = cache
         check_loaded(lent, spec, self.resolved.base_revision, self.precision)
         self.recordings = Recordings(lent.tokens.shape.sampling_rate, trim_silence=spec.data.trim_silence == "on")
+        if isinstance(spec.recipe, Baseline):
+            return lent
         tuning = spec.tuning
         if tuning.encoder == "auto":
             tuning = tuning.model_copy(update={"encoder": self._encoder(lent)})
@@ -243,6 +247,8 @@ class _Job:
         """Executes what is left of the stages."""
         spec = self.spec
         self.lineage = self._lineage(model, plans)
+        if not plans:
+            return Outcome(0, None, "", [])
         rows = {name: source.rows for name, source in self.corpus.sources.items()}
         budget = spec.micro_batch_tokens
 
@@ -276,13 +282,19 @@ class _Job:
         self.tell({"kind": "state", "state": "evaluating"})
         for modality in self.modalities:
             mine = self.utterances[self.ranks.rank :: self.ranks.world_size]
-            rows = predict(model, mine, self.tasks, modality, self.spec.evaluate.decode, self.recordings)
+            rows = self._answers(model, mine, modality)
             found = {row["utterance"]: row for part in self.ranks.gather(rows) for row in part}
             ordered = [found[u.id] for u in self.utterances]
             self.rows += ordered
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered)
-            self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", lines)
+            self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", to_lines(ordered))
             self.tell({"kind": "predicted", "modality": modality, "utterances": len(ordered)})
+
+    def _answers(self, model, test: list, modality: str) -> list[Row]:
+        recipe, decode = self.spec.recipe, self.spec.evaluate.decode
+        if isinstance(recipe, Baseline):
+            train = [u for name in self.resolved.sources for u in self.corpus.sources[name].rows]
+            return baselines.answered(recipe, model, train, test, self.tasks, modality, decode, self.recordings)
+        return predict(model, test, self.tasks, modality, decode, self.recordings)
 
     # ---- result
 

@@ -1,4 +1,4 @@
-"""One study in one warm process: every distinct job once, the controls, the report.
+"""One study in one warm process: every distinct job once, the report.
 
 The base is loaded once and the encoder's states are kept between jobs. Each job has its own folder under
 `jobs/<hash>`, complete by itself, so an interrupted study goes on where it stopped.
@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from trainer import controls, hearing
+from trainer import hearing
 from trainer.bases import locate_base
 from trainer.corpus import Corpus, Reader
-from trainer.evaluate import CASCADE, SPEECH, TEXT, Row
 from trainer.families import load as load_model
 from trainer.features import FeatureCache
 from trainer.fields import problem
-from trainer.report import ReportRow
+from trainer.predictions import Row, read_predictions
+from trainer.report_rows import report_rows, scored_cell
 from trainer.resolve import Resolved
 from trainer.result import Result, main_metric
 from trainer.run import run
+from trainer.spec import Task
 from trainer.store import FolderStore, Store
-from trainer.strategies import LimitedSpeech
-from trainer.study import Cell, Expanded, StudySpec, expand, presentations
+from trainer.strategies import Baseline
+from trainer.study import Cell, Expanded, StudySpec, expand
 from trainer.write_report import Report, write_report
 
 
@@ -41,7 +42,7 @@ def run_study(
     roots: Sequence[Path | str] = (".",),
     control: Callable[[], str] = lambda: "continue",
 ) -> Report:
-    """Train and score all cells and controls of `study` into the folder `out` and write its report.
+    """Train and score all cells and baselines of `study` into the folder `out` and write its report.
     `control`: as of `trainer.run`; a study that it stops goes on when called again.
 
     A job that ends with a reason is left out of its cell and said in the notes; StudyFailedError where a whole
@@ -52,29 +53,29 @@ def run_study(
     read = Reader(roots)
     expanded = expand(study, read)
     _one_base(expanded)
-    controls.refuse(expanded, read)
+    _one_task(expanded, read)
     store = FolderStore(Path(out))
     model = _base_of(expanded.cells[0].runs[0])
     expanded = _settle_encoder(expanded, read, model, store)
-    first, jobs, rows = expanded.cells[0].runs[0], expanded.jobs(), {}
+    first, jobs = expanded.cells[0].runs[0], expanded.jobs()
+    rows: dict[str, dict[str, list[Row]]] = {}
     failed: dict[str, Result] = {}
     with tqdm(total=sum(job.steps for job in jobs.values()), unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         for n, (key, job) in enumerate(jobs.items(), 1):
-            bar.set_description(f"[{n}/{len(jobs)}] {job.spec.name.split('/')[-1]} seed {job.spec.seed}")
+            seed = "" if isinstance(job.spec.recipe, Baseline) else f" seed {job.spec.seed}"
+            bar.set_description(f"[{n}/{len(jobs)}] {job.spec.name.split('/')[-1]}{seed}")
             rows[key] = _one(job, store, read(job.spec), model, bar, failed, control)
     left_out = _left_out(expanded, failed)
-    for cell in expanded.cells:
+    for cell in [*expanded.cells, *expanded.baselines]:
         cell.runs = [run for run in cell.runs if rows[run.hash]]
     if missing := [cell.name for cell in expanded.cells if not cell.runs]:
         raise StudyFailedError("\n".join([f"no run of {', '.join(missing)} came to its end", *expanded.notes]))
-    report_rows = _report_rows(expanded, rows)
-    for name in expanded.controls:
-        print(f"control: {name}", file=sys.stderr, flush=True)
-        report_rows += controls.rows_of(name, expanded, read, model, store)
-    metric, task = main_metric(first), controls.task_of(first)
+    metric = main_metric(first)
+    task = next(t for t in first.spec.tasks or [] if isinstance(t, Task))
+    cells = [cell for cell in [*expanded.cells, *expanded.baselines] if cell.runs]
     return write_report(
         Path(out),
-        report_rows,
+        report_rows([scored_cell(cell, rows) for cell in cells]),
         metric,
         study=study.study,
         base=first.spec.base,
@@ -89,12 +90,28 @@ def _left_out(expanded: Expanded, failed: dict[str, Result]) -> list[dict[str, A
     found = []
     for key, why in failed.items():
         job, folder = expanded.jobs()[key], f"jobs/{key[:16]}"
-        said = f"{job.spec.name} seed {job.spec.seed} is left out: {why.reason}: {why.message}"
+        seed = "" if isinstance(job.spec.recipe, Baseline) else f" seed {job.spec.seed}"
+        said = f"{job.spec.name}{seed} is left out: {why.reason}: {why.message}"
         expanded.notes.append(f"{said} ({folder})")
         about = {"outcome": why.outcome, "reason": why.reason, "message": why.message, "job": folder}
-        cells = [cell for cell in expanded.cells if key in {member.hash for member in cell.runs}]
+        every = [*expanded.cells, *expanded.baselines]
+        cells = [cell for cell in every if key in {member.hash for member in cell.runs}]
         found += [{"row": cell.name, "seed": _seed(cell, job), **about} for cell in cells]
     return found
+
+
+def _seed(cell: Cell, run: Resolved) -> int | str:
+    """The seed of a run; with several subsets, subset and seed."""
+    subsets = {r.spec.data.subset_seed for r in cell.runs}
+    return run.spec.seed if len(subsets) == 1 else f"{run.spec.data.subset_seed}/{run.spec.seed}"
+
+
+def _one_task(expanded: Expanded, read: Reader) -> None:
+    """SpecError where the test asks for more than one task: their metrics do not mix."""
+    test = read(expanded.cells[0].runs[0].spec).test
+    assert test is not None, "resolve() refuses a job without a test set"
+    if len(names := sorted({u.task for u in test.rows})) > 1:
+        raise problem("evaluate.on", f"a study compares one task; the test has {', '.join(names)}")
 
 
 def _one_base(expanded: Expanded) -> None:
@@ -188,58 +205,4 @@ def _one(
     if result.outcome != "succeeded":
         failed[job.hash] = result
         return {}
-    return _predictions(own, result.attempt)
-
-
-def _predictions(store: Store, attempt: int) -> dict[str, list[Row]]:
-    found = {}
-    for key in store.list(f"attempts/{attempt}/predictions/"):
-        modality = key.rsplit("/", 1)[-1].removesuffix(".jsonl")
-        found[modality] = [json.loads(line) for line in store.get(key).decode().splitlines()]
-    return found
-
-
-def _spoken(by_modality: dict[str, list[Row]]) -> list[Row]:
-    return by_modality.get(SPEECH) or by_modality[TEXT]
-
-
-def _report_rows(expanded: Expanded, rows: dict[str, dict[str, list[Row]]]) -> list[ReportRow]:
-    """The cells, and beside each its text twin where the transcripts were scored."""
-    out = []
-    for cell in expanded.cells:
-        runs = {_seed(cell, run): _spoken(rows[run.hash]) for run in cell.runs}
-        out.append(_row(cell, cell.name, _scheme(cell.runs[0]), runs))
-    for cell in expanded.cells:
-        twins = {_seed(cell, run): rows[run.hash][TEXT] for run in cell.runs if TEXT in rows[run.hash]}
-        if twins and SPEECH in rows[cell.runs[0].hash]:
-            out.append(_row(cell, f"{cell.name}, text twin", "text twin", twins, kind="control"))
-        heard = {_seed(cell, run): rows[run.hash][CASCADE] for run in cell.runs if CASCADE in rows[run.hash]}
-        if heard:
-            out.append(_row(cell, f"{cell.name}, cascade", CASCADE, heard, kind="control"))
-    return out
-
-
-def _seed(cell: Cell, run: Resolved) -> int | str:
-    """The seed of a run; with several subsets, subset and seed."""
-    subsets = {r.spec.data.subset_seed for r in cell.runs}
-    return run.spec.seed if len(subsets) == 1 else f"{run.spec.data.subset_seed}/{run.spec.seed}"
-
-
-def _scheme(run: Resolved) -> str:
-    return run.spec.recipe.scheme if isinstance(run.spec.recipe, LimitedSpeech) else run.spec.recipe.name
-
-
-def _row(cell: Cell, name: str, scheme: str, runs: dict, kind: Any = "cell") -> ReportRow:
-    run = cell.runs[0]
-    speech = run.sources.get("speech")
-    return ReportRow(
-        name=name,
-        scheme=scheme,
-        recordings=speech.rows if speech else 0,
-        speech_fraction=round(speech.rows / speech.available, 4) if speech else 0.0,
-        speech_presentations=round(presentations(run), 3),
-        runs=runs,
-        kind=kind,
-        settings=cell.settings,
-        subsets={_seed(cell, run): run.spec.data.subset_seed for run in cell.runs},
-    )
+    return read_predictions(own, f"attempts/{result.attempt}")

@@ -4,9 +4,7 @@
 train the same thing (text-only at five speech fractions) are trained once and shown wherever they belong.
 """
 
-import difflib
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +13,14 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from trainer.corpus import Corpus
 from trainer.fields import Problem, Spec, SpecError, naming, nearest, problem, readable
+from trainer.grid import WITHOUT_RECORDINGS, points, said, with_value
 from trainer.resolve import Resolved, resolve
-from trainer.spec import Data, Evaluate, JobSpec, Resources, Tuning, parse_job, read_yaml
-from trainer.stage import Optimizer, cumulative
-from trainer.strategies import STRATEGIES, LimitedSpeech
+from trainer.spec import JobSpec, parse_job, read_yaml
+from trainer.stage import cumulative
+from trainer.strategies import LimitedSpeech, LinearProbe, Majority, Untuned
 from trainer.suite import Suite
 
 SEEDS = ("seed", "data.subset_seed")
-WITHOUT_RECORDINGS = ("text_only", "synthetic_only")
 Control = Literal["majority", "untuned", "linear_probe", "cascade", "exposure_matched"]
 
 
@@ -76,6 +74,8 @@ class Expanded:
 
     study: StudySpec
     cells: list[Cell]
+    baselines: list[Cell]
+    """The controls that are jobs of their own: they train nothing and have no seed."""
     controls: list[Control]
     """As the study says, or all that apply."""
     notes: list[str]
@@ -83,7 +83,7 @@ class Expanded:
 
     def jobs(self) -> dict[str, Resolved]:
         """Distinct jobs by hash."""
-        return {run.hash: run for cell in self.cells for run in cell.runs}
+        return {run.hash: run for cell in [*self.cells, *self.baselines] for run in cell.runs}
 
 
 def load(path: Path | str) -> JobSpec | StudySpec | Suite:
@@ -108,16 +108,16 @@ def expand(study: StudySpec, read: Read) -> Expanded:
     template = _template(study)
     cells: dict[str, Cell] = {}
     jobs: list[tuple[str, JobSpec]] = []
-    points = _points(study, template)
+    found = points(study.grid, study.also, template)
     # A field with one value in all cells does not tell them apart, so it stays out of their names.
-    varied = {k for p in points for k in p if len({repr(q.get(k, "not said")) for q in points}) > 1 and k not in SEEDS}
-    for settings in points:
+    varied = {k for p in found for k in p if len({repr(q.get(k, "not said")) for q in found}) > 1 and k not in SEEDS}
+    for settings in found:
         shown = {k.split(".")[-1]: v for k, v in settings.items() if k in varied}
-        name = " ".join(_said(k, v) for k, v in shown.items()) or study.study
+        name = " ".join(said(k, v) for k, v in shown.items()) or study.study
         cells.setdefault(name, Cell(name, shown))
         data: dict[str, Any] = {**template, "name": f"{study.study}/{name}"}
         for key, value in settings.items():
-            data = _with(data, key.split("."), value)
+            data = with_value(data, key.split("."), value)
         recipe = data.get("recipe")
         if isinstance(recipe, Mapping) and recipe.get("scheme") in WITHOUT_RECORDINGS:
             # what the mixing cells share says nothing about a cell without recordings
@@ -144,7 +144,7 @@ def expand(study: StudySpec, read: Read) -> Expanded:
         if job.hash not in {run.hash for run in cells[name].runs}:
             cells[name].runs.append(job)
     _say_same(cells, notes)
-    return Expanded(study, list(cells.values()), wanted, notes)
+    return Expanded(study, list(cells.values()), _baselines(study, known, wanted, read), wanted, notes)
 
 
 def _corpus(job: JobSpec, read: Read) -> Corpus:
@@ -176,6 +176,59 @@ def _controls(study: StudySpec, jobs: list[tuple[str, JobSpec]], read: Read) -> 
         "exposure_matched": "curriculum" in schemes,
     }
     return [name for name, wish in applies.items() if wish]
+
+
+def _baselines(
+    study: StudySpec, known: list[tuple[str, Resolved]], wanted: list[Control], read: Read
+) -> list[Cell]:
+    """The controls that answer by themselves; those that learn see the rows that cells see."""
+    runs = [run for _, run in known]
+    cells: list[Cell] = []
+
+    def add(title: str, recipe: Majority | Untuned | LinearProbe, like: Sequence[Resolved]) -> None:
+        if title in {cell.name for cell in cells}:  # as many recordings, but others
+            title = f"{title} of {like[0].sources['speech'].ref}"
+        cells.append(Cell(title, {}, [_baseline(f"{study.study}/{title}", recipe, run.spec, read) for run in like]))
+
+    for name in wanted:
+        match name:
+            case "majority":
+                add("majority", Majority(), [max(runs, key=lambda run: sum(p.rows for p in run.sources.values()))])
+            case "untuned":
+                add("untuned", Untuned(), runs[:1])
+            case "linear_probe":
+                heard = _heard(runs)
+                if not heard:
+                    message = "a linear probe learns from recordings, and no cell has any; leave it out"
+                    raise problem("controls", message, "linear_probe")
+                for like in heard:
+                    add(f"linear probe, {like[0].sources['speech'].rows} recordings", LinearProbe(), like)
+    return cells
+
+
+def _baseline(name: str, recipe: Majority | Untuned | LinearProbe, like: JobSpec, read: Read) -> Resolved:
+    """A job of `recipe` on the data, base and test of another. SpecError where it cannot answer that test."""
+    kept = ("base", "revision", "family", "language", "data", "tasks", "precision", "resources", "tags")
+    fields = {key: getattr(like, key) for key in kept}
+    evaluate = like.evaluate.model_copy(update={"text_twin": False, "cascade": False})
+    corpus = read(like)
+    try:
+        return resolve(JobSpec(name=name, recipe=recipe, evaluate=evaluate, **fields), corpus)
+    except SpecError as error:
+        message = f"{'; '.join(p.message for p in error.problems)}; leave it out"
+        raise problem("controls", message, recipe.name) from None
+
+
+def _heard(runs: Sequence[Resolved]) -> list[list[Resolved]]:
+    """Runs with different recordings to train on, fewest first; those that differ in `subset_seed` only are
+    repetitions, and stand together."""
+    sets = {run.sources["speech"].sha256: run for run in reversed(runs) if "speech" in run.sources}
+    rows: dict[tuple, dict[int, Resolved]] = {}
+    for run in reversed(sets.values()):
+        data = run.spec.data
+        key = (run.sources["speech"].rows, data.speech_fraction, data.speech_per_label, data.speech, data.corpus)
+        rows.setdefault(key, {})[data.subset_seed] = run
+    return [list(rows[key].values()) for key in sorted(rows, key=lambda key: (key[0], repr(key)))]
 
 
 def _with_cascade(job: JobSpec, wanted: list[Control]) -> JobSpec:
@@ -211,83 +264,6 @@ def _template(study: StudySpec) -> dict[str, Any]:
     if problems:
         raise SpecError(problems)
     return extra
-
-
-def _said(key: str, value: Any) -> str:
-    """A setting in the name of its cell."""
-    if key == "scheme":
-        return str(value)
-    if value is None:
-        return "all recordings" if key in ("speech_per_label", "speech_fraction") else f"{key}=default"
-    return f"{value} per label" if key == "speech_per_label" else f"{key}={value}"
-
-
-def _points(study: StudySpec, template: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Settings of every run: the grid's product, then the cells of `also`, by dotted path."""
-    points = []
-    for n, table in enumerate([study.grid, *study.also]):
-        at = "grid" if n == 0 else f"also[{n - 1}]"
-        keys = [_field(key, template, at) for key in table]
-        values = [v if isinstance(v, list) else [v] for v in table.values()]
-        if empty := [k for k, v in zip(table, values, strict=True) if not v]:
-            raise problem(f"{at}.{empty[0]}", "has no value; give at least one, or leave the key out")
-        points += [dict(zip(keys, combination, strict=True)) for combination in itertools.product(*values)]
-    # A scheme without recordings is one cell, however many subsets of them the grid has.
-    without = [_without_recordings(point, template) for point in points]
-    return [p for n, p in enumerate(without) if p == points[n] or p not in without[:n]]
-
-
-def _without_recordings(point: dict[str, Any], template: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = template.get("recipe", {})
-    scheme = point.get("recipe.scheme", recipe.get("scheme") if isinstance(recipe, Mapping) else None)
-    if scheme not in WITHOUT_RECORDINGS:
-        return point
-    unused = ("data.speech_fraction", "data.speech_per_label", "data.subset_seed")
-    return {key: value for key, value in point.items() if key not in unused}
-
-
-def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
-    """The dotted path that a grid key means."""
-    paths = _paths(template)
-    if key in paths:
-        return key
-    matches = sorted(p for p in paths if p.split(".")[-1] == key)
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise problem(f"{at}.{key}", f"means one of {', '.join(matches)}; write the dotted path")
-    names = sorted({p.split(".")[-1] for p in paths} | set(paths))
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    raise problem(f"{at}.{key}", f"no such field{f'; did you mean {near[0]!r}?' if near else ''}")
-
-
-def _paths(template: Mapping[str, Any]) -> set[str]:
-    recipe = template.get("recipe", "auto")
-    name = recipe if isinstance(recipe, str) else dict(recipe).get("name", "auto")
-    strategy = next((s for s in STRATEGIES if s.model_fields["name"].default == name), STRATEGIES[0])
-    nested = {
-        "data": Data,
-        "recipe": strategy,
-        "tuning": Tuning,
-        "optimizer": Optimizer,
-        "evaluate": Evaluate,
-        "resources": Resources,
-    }
-    paths = set(JobSpec.model_fields) - {"name", "spec_version"} - set(nested) | {"recipe"}
-    for prefix, model in nested.items():
-        paths |= {f"{prefix}.{n}" for n in model.model_fields if (prefix, n) != ("recipe", "name")}
-    return paths
-
-
-def _with(data: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    """A copy of nested data with one value set (None: back to the default); a recipe given by name becomes a
-    mapping first."""
-    head, rest = path[0], path[1:]
-    if not rest:
-        return {k: v for k, v in {**data, head: value}.items() if k != head or value is not None}
-    inner = data.get(head, {})
-    inner = {"name": inner} if isinstance(inner, str) else dict(inner)
-    return {**data, head: _with(inner, rest, value)}
 
 
 def _only_speech(job: JobSpec, hold: Hold) -> JobSpec:

@@ -1,7 +1,6 @@
 """A study's report as files: `report.json`, `report.txt`, `learning_curve.png`."""
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from trainer.learning_curve import draw
 from trainer.report import ReportRow, document, score_rows
-from trainer.report_text import WIDTH, table
+from trainer.report_text import whole
 
 
 @dataclass(frozen=True)
@@ -45,25 +44,11 @@ def write_report(
     """
     scored = score_rows(rows, metric, reference=reference, confidence=confidence, paired_seeds=paired_seeds)
     said = {**document(scored, study, base, notes), "failed": [dict(run) for run in failed]}
-    speakers = "unknown speakers" if said["speakers"] is None else f"{said['speakers']} speakers"
-    lines = [
-        f"{study}: {metric} on {said['n']:,} utterances of {speakers}, base {base}",
-        "",
-        *table(scored, beside),
-        "",
-        *_wrapped(said["findings"]),
-        "",
-        *_wrapped(said["notes"]),
-    ]
-    text = "\n".join(lines) + "\n"
+    text = whole(scored, said, beside)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     files = (out / "report.json", out / "report.txt", out / "learning_curve.png")
     files[0].write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     files[1].write_text(text, encoding="utf-8")
-    draw(scored, files[2], title=f"{study} ({base})")
+    draw(said, files[2])
     return Report(text, said, files)
-
-
-def _wrapped(sentences: Sequence[str]) -> list[str]:
-    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")]

@@ -12,7 +12,7 @@ from api.deps import App, Context, Reader, Writer
 from api.errors import ApiError, not_found
 from api.local_paths import confined
 from api.routes.jobs import Limit, Spec
-from api.study_table import Table, study_table
+from api.study_table import Table, study_report, study_table
 from db import bases, datasets, idempotency, studies
 from db.keys import Holder
 from db.models import Job, Study
@@ -22,7 +22,9 @@ from trainer import corpus
 from trainer.estimate import estimate
 from trainer.fields import problem, readable
 from trainer.report_rows import describe
+from trainer.resolve import Resolved
 from trainer.spec import JobSpec
+from trainer.strategies import Baseline
 from trainer.study import Expanded, Read, StudySpec, expand
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
@@ -46,21 +48,20 @@ def submit(
     expanded = expand(study, _guarded(read, app, who.project_id))
     _refuse(expanded, read, app)
     if dry_run:
-        first = {cell.name: (cell.runs[0], len(cell.runs)) for cell in expanded.cells}
+        first = {cell.name: (cell.runs[0], len(cell.runs)) for cell in [*expanded.cells, *expanded.baselines]}
         return {
             name: {"runs": n, "spec_hash": run.hash, **estimate(run, read(run.spec)).to_json()}
             for name, (run, n) in first.items()
         }
     new = {
         run.hash: NewJob(run.model_dump(mode="json", by_alias=True), run.hash, pool_of(run, app.settings.code),
-                         f"{run.spec.name} seed {run.spec.seed}", run.spec.resources.priority,
-                         run.spec.resources.retries)
+                         _name(run), run.spec.resources.priority, run.spec.resources.retries)
         for run in expanded.jobs().values()
     }  # fmt: skip
     cells = [
         {**describe(cell), "jobs": [run.hash for run in cell.runs],
          "seeds": [[run.spec.seed, run.spec.data.subset_seed] for run in cell.runs]}
-        for cell in expanded.cells
+        for cell in [*expanded.cells, *expanded.baselines]
     ]  # fmt: skip
 
     with app.database.write() as session:
@@ -77,6 +78,10 @@ def submit(
         body, repeated = idempotency.once(session, who.project_id, "POST /v1/studies", key, spec, make)
     app.nudge()
     return JSONResponse(body, headers={"Idempotent-Replayed": "true"} if repeated else {})
+
+
+def _name(run: Resolved) -> str:
+    return run.spec.name if isinstance(run.spec.recipe, Baseline) else f"{run.spec.name} seed {run.spec.seed}"
 
 
 def parse_study(spec: dict[str, Any]) -> StudySpec:
@@ -179,6 +184,20 @@ def table(study_id: str, app: App, who: Reader) -> Table:
         study = found(session, study_id, who)
         jobs = studies.members(session, study_id)
     return study_table(study, jobs, app)
+
+
+@router.get("/{study_id}/report")
+def report(study_id: str, app: App, who: Reader) -> Table:
+    """The report of what has succeeded so far, as `python -m trainer` writes it: `report` is its `report.json`, `text`
+    its `report.txt`."""
+    with app.database.read() as session:
+        study = found(session, study_id, who)
+        jobs = studies.members(session, study_id)
+    made = study_report(study, jobs, app)
+    if made is None:
+        raise ApiError(409, f"study {study_id}: none of its jobs has succeeded yet, so there is nothing to report",
+                       code="nothing_to_report")  # fmt: skip
+    return made
 
 
 @router.post("/{study_id}/cancel")

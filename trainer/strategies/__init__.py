@@ -5,18 +5,22 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from trainer.strategies.auto import Auto
+from trainer.strategies.baselines import Baseline, LinearProbe, Majority, Untuned
 from trainer.strategies.budget import Budget
 from trainer.strategies.custom import Custom
 from trainer.strategies.limited_speech import LimitedSpeech
 from trainer.strategies.sft import Sft
 
-STRATEGIES = (Auto, Sft, LimitedSpeech, Custom)
+STRATEGIES = (Auto, Sft, LimitedSpeech, Custom, Majority, Untuned, LinearProbe)
 
 PAPERS = {
     "auto": "none: picks one of the others from the data",
     "sft": "none: plain fine-tuning, the control",
     "limited_speech": "Exploring Fine-Tuning of LALMs for SLU under Limited Speech Data (arXiv 2509.15389)",
     "custom": "none: stages written out by hand",
+    "majority": "none: the most frequent answer",
+    "untuned": "none: the base as it is",
+    "linear_probe": "none: a linear classifier on the frozen encoder",
 }
 
 NOT_BUILT_YET = {
@@ -37,7 +41,12 @@ def _by_name(value: Any) -> Any:
 
 
 Recipe = Annotated[
-    Auto | Sft | LimitedSpeech | Custom, Field(discriminator="name"), BeforeValidator(_by_name)
+    Auto | Sft | LimitedSpeech | Custom | Majority | Untuned | LinearProbe,
+    Field(discriminator="name"),
+    BeforeValidator(_by_name),
 ]
 
-__all__ = ["NOT_BUILT_YET", "PAPERS", "STRATEGIES", "Auto", "Budget", "Custom", "LimitedSpeech", "Recipe", "Sft"]
+__all__ = [
+    "NOT_BUILT_YET", "PAPERS", "STRATEGIES", "Auto", "Baseline", "Budget", "Custom", "LimitedSpeech", "LinearProbe",
+    "Majority", "Recipe", "Sft", "Untuned",
+]  # fmt: skip

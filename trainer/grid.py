@@ -1,0 +1,92 @@
+"""A study's grid: from values by field to the settings of every run (light)."""
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainer.fields import problem
+from trainer.spec import Data, Evaluate, JobSpec, Resources, Tuning
+from trainer.stage import Optimizer
+from trainer.strategies import STRATEGIES
+
+WITHOUT_RECORDINGS = ("text_only", "synthetic_only")
+
+
+def said(key: str, value: Any) -> str:
+    """A setting in the name of its cell."""
+    if key == "scheme":
+        return str(value)
+    if value is None:
+        return "all recordings" if key in ("speech_per_label", "speech_fraction") else f"{key}=default"
+    return f"{value} per label" if key == "speech_per_label" else f"{key}={value}"
+
+
+def points(
+    grid: Mapping[str, Any], also: Sequence[Mapping[str, Any]], template: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Settings of every run: the grid's product, then the cells of `also`, by dotted path."""
+    found = []
+    for n, table in enumerate([grid, *also]):
+        at = "grid" if n == 0 else f"also[{n - 1}]"
+        keys = [_field(key, template, at) for key in table]
+        values = [v if isinstance(v, list) else [v] for v in table.values()]
+        if empty := [k for k, v in zip(table, values, strict=True) if not v]:
+            raise problem(f"{at}.{empty[0]}", "has no value; give at least one, or leave the key out")
+        found += [dict(zip(keys, combination, strict=True)) for combination in itertools.product(*values)]
+    # A scheme without recordings is one cell, however many subsets of them the grid has.
+    without = [_without_recordings(point, template) for point in found]
+    return [p for n, p in enumerate(without) if p == found[n] or p not in without[:n]]
+
+
+def _without_recordings(point: dict[str, Any], template: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = template.get("recipe", {})
+    scheme = point.get("recipe.scheme", recipe.get("scheme") if isinstance(recipe, Mapping) else None)
+    if scheme not in WITHOUT_RECORDINGS:
+        return point
+    unused = ("data.speech_fraction", "data.speech_per_label", "data.subset_seed")
+    return {key: value for key, value in point.items() if key not in unused}
+
+
+def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
+    """The dotted path that a grid key means."""
+    paths = _paths(template)
+    if key in paths:
+        return key
+    matches = sorted(p for p in paths if p.split(".")[-1] == key)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise problem(f"{at}.{key}", f"means one of {', '.join(matches)}; write the dotted path")
+    names = sorted({p.split(".")[-1] for p in paths} | set(paths))
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    raise problem(f"{at}.{key}", f"no such field{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+def _paths(template: Mapping[str, Any]) -> set[str]:
+    recipe = template.get("recipe", "auto")
+    name = recipe if isinstance(recipe, str) else dict(recipe).get("name", "auto")
+    strategy = next((s for s in STRATEGIES if s.model_fields["name"].default == name), STRATEGIES[0])
+    nested = {
+        "data": Data,
+        "recipe": strategy,
+        "tuning": Tuning,
+        "optimizer": Optimizer,
+        "evaluate": Evaluate,
+        "resources": Resources,
+    }
+    paths = set(JobSpec.model_fields) - {"name", "spec_version"} - set(nested) | {"recipe"}
+    for prefix, model in nested.items():
+        paths |= {f"{prefix}.{n}" for n in model.model_fields if (prefix, n) != ("recipe", "name")}
+    return paths
+
+
+def with_value(data: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """A copy of nested data with one value set (None: back to the default); a recipe given by name becomes a
+    mapping first."""
+    head, rest = path[0], path[1:]
+    if not rest:
+        return {k: v for k, v in {**data, head: value}.items() if k != head or value is not None}
+    inner = data.get(head, {})
+    inner = {"name": inner} if isinstance(inner, str) else dict(inner)
+    return {**data, head: with_value(inner, rest, value)}
