@@ -47,7 +47,7 @@ def _spoken(n: int, *, text: bool = True, speakers: int = 6) -> list[Utterance]:
 
 
 def _heard(monkeypatch, says) -> None:
-    monkeypatch.setattr(hearing, "transcribe", lambda model, rows, recordings: [says(u) for u in rows])
+    monkeypatch.setattr(hearing, "transcribe", lambda model, rows, recordings, between: [says(u) for u in rows])
 
 
 def _sees(monkeypatch, feature) -> None:
@@ -89,7 +89,7 @@ def test_an_interval_over_the_rule_is_said(monkeypatch):
 def test_the_sample_is_seeded_and_blind_to_the_order_of_rows(monkeypatch):
     asked: list[list[str]] = []
 
-    def says(model, rows, recordings):
+    def says(model, rows, recordings, between):
         asked.append(sorted(u.id for u in rows))
         return ["one"] * len(rows)
 

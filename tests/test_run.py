@@ -9,6 +9,7 @@ import torch
 import toy
 from safetensors.torch import load as tensors_of
 
+from trainer import run as running
 from trainer.__main__ import main, newest_result
 from trainer.bases import locate_base
 from trainer.families import check_loaded, load
@@ -295,13 +296,33 @@ def test_a_recording_longer_than_the_window_is_named(world, tmp_path):
 
 def test_a_bug_is_written_and_raised(world, tmp_path, monkeypatch):
     store = FolderStore(tmp_path)
-    monkeypatch.setattr("trainer.run.predict", lambda *_: 1 / 0)
+    monkeypatch.setattr("trainer.baselines.predict", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         go(world, store)
     result = Result.model_validate_json(store.get("attempts/1/result.json"))
     assert (result.outcome, result.reason, result.steps) == ("failed", "infrastructure", 9)
     monkeypatch.undo()
     assert go(world, store).outcome == "succeeded"
+
+
+def test_a_base_that_changed_under_training_is_no_success(world, tmp_path, monkeypatch):
+    """Also where the process loaded it itself."""
+    loaded, loading = [], running.load_base
+
+    def keep(*arguments):
+        loaded.append(loading(*arguments))
+        return loaded[0]
+
+    def spoil(event):
+        if event["kind"] == "step" and event["step"] == 5:
+            loaded[0].stock.lm_head.weight.data[0, 0] += 1
+
+    monkeypatch.setattr(running, "load_base", keep)
+    store = FolderStore(tmp_path)
+    with pytest.raises(RuntimeError, match="base model's weights changed"):
+        go(world, store, sink=spoil)
+    assert not store.exists("final.json")
+    assert Result.model_validate_json(store.get("attempts/1/result.json")).reason == "infrastructure"
 
 
 def in_two(ranks, world, out):

@@ -7,6 +7,7 @@ import pytest
 import toy
 from protocol_server import ProtocolServer, until
 
+import trainer.evaluate
 import trainer.lease
 import trainer.runner
 from trainer.lease import FencedError
@@ -15,6 +16,7 @@ from trainer.result import Result
 from trainer.run import run
 from trainer.runner import BOOTSTRAP, EndedError, Settings, SettingsError, main, serve
 from trainer.store import FolderStore
+from trainer.tokens import DataError
 
 ADAPTER = "adapter/adapter_model.safetensors"
 
@@ -229,7 +231,7 @@ def test_missing_data_is_the_jobs_failure(server, settings, job, tmp_path):
 
 def test_after_an_unexpected_error_it_takes_no_further_job(server, settings, job, tmp_path, monkeypatch):
     attempt, second = server.submit(job, "ftjob-1"), server.submit(job, "ftjob-2")
-    monkeypatch.setattr("trainer.run.predict", lambda *_: 1 / 0)
+    monkeypatch.setattr("trainer.baselines.predict", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         serve(Ranks(), settings(), "code-1")
     assert (attempt.done["outcome"], attempt.done["reason"]) == ("failed", "infrastructure")
@@ -237,7 +239,7 @@ def test_after_an_unexpected_error_it_takes_no_further_job(server, settings, job
     assert (second.beats, second.done) == ([], None)
 
 
-def test_a_base_that_changed_ends_the_process(server, settings, job, monkeypatch):
+def test_a_base_that_changed_ends_the_process_and_publishes_nothing(server, settings, job, monkeypatch, tmp_path):
     """The checksum over the base after an attempt: something wrote to it."""
     attempt = server.submit(job, "ftjob-1")
     loaded, load = [], trainer.runner.load_base
@@ -253,6 +255,10 @@ def test_a_base_that_changed_ends_the_process(server, settings, job, monkeypatch
     with pytest.raises(RuntimeError, match="base model's weights changed"):
         serve(Ranks(), settings(), "code-1", At({5: spoil}))
     assert (attempt.done["outcome"], attempt.done["reason"]) == ("failed", "infrastructure")
+    store = left(tmp_path, "ftjob-1")
+    assert not store.exists("final.json")
+    result = Result.model_validate_json(store.get("attempts/1/result.json"))
+    assert (result.outcome, result.reason, result.scores) == ("failed", "infrastructure", [])
 
 
 def test_a_job_that_changes_the_base_gets_a_runner_of_its_own(server, settings, world, job):
@@ -308,11 +314,64 @@ def test_two_ranks_one_speaks(server, settings, job, calm, tmp_path):
     assert final.final_loss == pytest.approx(calm[0].final_loss, rel=1e-4)
 
 
-def test_ranks_that_may_have_parted_are_not_used_again(server, settings, job, tmp_path):
+def deaf(ranks, settings, error):
+    """Rank 1 fails alone in the first batch that it scores, and never again."""
+    if ranks.rank == 1:
+        generate, left = trainer.evaluate.generate, [error]
+
+        def once(*arguments, **options):
+            if left:
+                raise left.pop()
+            return generate(*arguments, **options)
+
+        trainer.evaluate.generate = once
+    serve(ranks, settings, "code-1")
+
+
+def test_a_rank_that_fails_alone_costs_one_job_and_not_the_runner(server, settings, job):
     first, second = server.submit(job, "ftjob-1"), server.submit(job, "ftjob-2")
-    spawn(both, 2, settings(world_size=2, data=[str(tmp_path)]), method="fork")
+    spawn(deaf, 2, settings(world_size=2), DataError("broken recording"), method="fork")
     assert (first.done["outcome"], first.done["reason"]) == ("failed", "invalid_data")
+    assert first.done["message"] == "broken recording"
+    assert (second.done["outcome"], second.steps()) == ("succeeded", list(range(1, 10)))
+
+
+def test_an_unexpected_failure_of_another_rank_ends_the_runner(server, settings, job):
+    first, second = server.submit(job, "ftjob-1"), server.submit(job, "ftjob-2")
+    with pytest.raises(Exception, match="in a batch"):
+        spawn(deaf, 2, settings(world_size=2), ZeroDivisionError("in a batch"), method="fork")
+    assert (first.done["outcome"], first.done["reason"]) == ("failed", "infrastructure")
+    assert first.done["message"] == "ZeroDivisionError: in a batch"
     assert second.beats == []
+
+
+def test_a_cancel_during_the_evaluation_does_not_wait_for_its_end(server, settings, job, tmp_path, monkeypatch):
+    """And a pause leads to another evaluation of the same checkpoint, without a step."""
+    monkeypatch.setattr("trainer.evaluate.BATCH_TOKENS", 1)
+    monkeypatch.setattr("trainer.run.PROGRESS_S", 0)
+    paused, cancelled = server.submit(job, "ftjob-1"), server.submit(job, "ftjob-2")
+
+    def order(event):
+        if event["kind"] == "progress" and event["done"] == 2:
+            mine = next(a for a in (paused, cancelled) if a.done is None)
+            mine.action = "checkpoint_and_exit" if mine is paused else "abort"
+            beats = len(mine.beats)
+            until(lambda: len(mine.beats) > beats + 1)
+
+    serve(Ranks(), settings(), "code-1", order)
+    assert (paused.done["outcome"], paused.done["reason"]) == ("yielded", "yielded")
+    assert (cancelled.done["outcome"], cancelled.done["reason"]) == ("failed", "user")
+    for attempt in (paused, cancelled):
+        assert attempt.steps() == list(range(1, 10))
+        assert [e["done"] for e in attempt.events if e["kind"] == "progress"] == [1, 2]
+        assert "predicted" not in {e["kind"] for e in attempt.events}
+    server.codes.add("code-2")
+    again = server.submit(job, "ftjob-1", attempt=2)
+    serve(Ranks(), settings(), "code-2")
+    assert (again.done["outcome"], again.steps()) == ("succeeded", [])
+    final = Result.model_validate_json(left(tmp_path, "ftjob-1").get("final.json"))
+    assert (final.steps, final.checkpoint, final.attempts) == (9, "attempts/1/checkpoints/9", [1, 2])
+    assert {e["of"] for e in again.events if e["kind"] == "progress"} == {9}
 
 
 def test_what_the_environment_lacks_is_named(monkeypatch, capsys):

@@ -15,10 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from trainer import answers
-from trainer.evaluate import predict
+from trainer.corpus import Corpus
+from trainer.evaluate import Between, predict
 from trainer.majority import Part, assembled, majority, of_task, parts_of
 from trainer.manifest import Utterance
 from trainer.predictions import SPEECH, Row, prediction
+from trainer.resolve import Resolved
 from trainer.spec import Decode, Task
 from trainer.strategies import Baseline, LinearProbe, Majority
 from trainer.views import Recordings
@@ -39,17 +41,32 @@ def answered(
     modality: str,
     decode: Decode,
     recordings: Recordings,
+    between: Between = lambda done: None,
 ) -> list[Row]:
-    """What a baseline answers, in the order of `test`. `train`: the rows that its recipe learns from."""
+    """What a baseline answers, in the order of `test`. `train`: the rows that its recipe learns from; `between`: as of
+    `predict`."""
     if not isinstance(recipe, Majority | LinearProbe):
         with model.base_only():
-            return predict(model, test, tasks, modality, decode, recordings)
-    features, found = pooled_features(model, recordings), {}
+            return predict(model, test, tasks, modality, decode, recordings, between)
+    features, found = pooled_features(model, recordings, between), {}
     for task in {u.task: tasks[u.task] for u in test}.values():
         probes = isinstance(recipe, LinearProbe)
         rows = linear_probe(train, test, task, features) if probes else majority(train, test, task, modality)
         found.update({row["utterance"]: row for row in rows})
+        between(len(rows))
     return [found[u.id] for u in test]
+
+
+def answers_of(
+    resolved: Resolved, corpus: Corpus, model, test: Sequence[Utterance], tasks: Mapping[str, Task], *asked
+) -> list[Row]:
+    """What a job answers: its baseline, where its recipe is one, else the model as it is now. `asked`: as of
+    `predict`, from `modality` on."""
+    recipe = resolved.spec.recipe
+    if not isinstance(recipe, Baseline):
+        return predict(model, test, tasks, *asked)
+    train = [u for name in resolved.sources for u in corpus.sources[name].rows]
+    return answered(recipe, model, train, test, tasks, *asked)
 
 
 def linear_probe(
@@ -78,7 +95,7 @@ def linear_probe(
 # ---------------------------------------------------------------------------------------------------- features
 
 
-def pooled_features(model, recordings: Recordings) -> Features:
+def pooled_features(model, recordings: Recordings, between: Between = lambda done: None) -> Features:
     """Mean and standard deviation over time of the base encoder's states, before the projector: width 2 x
     encoder width. Comes from the model's feature cache where a job has used the same recordings. LengthError
     for a recording longer than the base hears."""
@@ -87,6 +104,7 @@ def pooled_features(model, recordings: Recordings) -> Features:
         wave = recordings.wave(utterance)
         model.tokens.audio_tokens(len(wave), name=utterance.id)  # only to refuse what would be cut
         states = model.audio_states([wave])[0].detach().float().cpu().numpy()
+        between(0)
         return np.concatenate([states.mean(0), states.std(0)]).astype(np.float64)
 
     def features(utterances: Sequence[Utterance]) -> np.ndarray:

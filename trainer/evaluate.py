@@ -1,6 +1,6 @@
 """Scoring: from a model and test utterances to prediction rows whose counts add up to every corpus metric."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from trainer.decoding import generate
 from trainer.memory import out_of_memory
@@ -8,6 +8,8 @@ from trainer.predictions import CASCADE, SPEECH, TEXT, Row, prediction
 from trainer.spec import Decode, Evaluate, Task
 from trainer.tokens import DataError
 from trainer.views import Example, Recordings, example
+
+Between = Callable[[int], None]
 
 TRANSCRIBE = Task(name="transcribe", instruction={"en": "Transcribe the speech."}, answer="text")
 """What the base is asked in a cascade, and in the hearing check."""
@@ -42,32 +44,41 @@ def predict(
     modality: str,
     decode: Decode,
     recordings: Recordings,
+    between: Between = lambda done: None,
 ) -> list[Row]:
     """Prediction rows in the order of `utterances`. `modality`: `speech`, `text` (transcripts) or `cascade`
-    (the base, adapters off, transcribes; its text is answered by the tuned model)."""
+    (the base, adapters off, transcribes; its text is answered by the tuned model). `between`: called after every
+    batch with the number of utterances that it answered."""
     heard: list[str | None] = [None] * len(utterances)
     view = SPEECH if modality == SPEECH else TEXT
     if modality == CASCADE:
-        heard = list(transcribe(model, utterances, recordings))
+        heard = list(transcribe(model, utterances, recordings, between=lambda _: between(0)))
     asked = (
         example(u, view, tasks[u.task], model.tokens, recordings, supervised=False, content=said)
         for u, said in zip(utterances, heard, strict=True)
     )
-    texts = answer(model, list(asked), decode)
+    texts = answer(model, list(asked), decode, between)
     return [
         prediction(u, tasks[u.task], modality, text, said)
         for u, text, said in zip(utterances, texts, heard, strict=True)
     ]
 
 
-def transcribe(model, utterances: Sequence, recordings: Recordings, *, max_new_tokens: int = 128) -> list[str]:
+def transcribe(
+    model,
+    utterances: Sequence,
+    recordings: Recordings,
+    *,
+    max_new_tokens: int = 128,
+    between: Between = lambda done: None,
+) -> list[str]:
     """What the base itself hears, adapters off."""
     asked = [example(u, SPEECH, TRANSCRIBE, model.tokens, recordings, supervised=False) for u in utterances]
     with model.base_only():
-        return answer(model, asked, Decode(max_new_tokens=max_new_tokens))
+        return answer(model, asked, Decode(max_new_tokens=max_new_tokens), between)
 
 
-def answer(model, examples: Sequence[Example], decode: Decode) -> list[str]:
+def answer(model, examples: Sequence[Example], decode: Decode, between: Between = lambda done: None) -> list[str]:
     """Answer texts in the order of `examples`, generated in batches of alike length."""
     texts = [""] * len(examples)
     room = decode.max_new_tokens
@@ -77,6 +88,7 @@ def answer(model, examples: Sequence[Example], decode: Decode) -> list[str]:
         chosen = [examples[i] for i in indices]
         for i, ids in zip(indices, _generate(model, chosen, decode), strict=True):
             texts[i] = model.tokens.tokenizer.decode(ids)
+        between(len(indices))
     return texts
 
 

@@ -36,6 +36,10 @@ class SpecError(ValueError):
         self.problems, self.job = list(problems), job
         super().__init__("\n".join(f"{job}: {p}" if job else str(p) for p in self.problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes to other processes whole."""
+        return type(self), (self.problems, self.job), self.__dict__
+
 
 class UnfitDataError(SpecError):
     """The spec is right, but the data that a field of it names are not: missing, broken, or unfit for their place."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from trainer.baselines import Features, classify, pooled_features
 from trainer.compare import interval
-from trainer.evaluate import TRANSCRIBE, transcribe
+from trainer.evaluate import TRANSCRIBE, Between, transcribe
 from trainer.families import load as load_base
 from trainer.majority import parts_of
 from trainer.manifest import Utterance, load, locate
@@ -75,12 +75,13 @@ def check(
     limit: int = 100,
     seed: int = 0,
     recordings: Recordings | None = None,
+    between: Between = lambda done: None,
 ) -> Hearing:
     """Runs the check on `utterances` (those with a recording and of this task).
 
     model: a loaded base (adapters are off meanwhile). limit: recordings to transcribe, a seeded sample of those
-    with a transcript; a probe takes up to PROBE_LIMIT. ValueError when nothing
-    has a recording, or none that the base hears whole.
+    with a transcript; a probe takes up to PROBE_LIMIT. between: called after every batch of transcripts. ValueError
+    when nothing has a recording, or none that the base hears whole.
     """
     spoken = [u for u in utterances if u.audio and u.task == task.name]
     if not spoken:
@@ -92,7 +93,7 @@ def check(
     if not short:
         raise DataError(f"all {len(sample)} recordings are longer than the base hears; cut them (offset_s)")
     if written:
-        found = _transcribed(model, short, recordings)
+        found = _transcribed(model, short, recordings, between)
     else:
         found = _probed(pooled_features(model, recordings), short, task, seed)
     if dropped := len(sample) - len(short):
@@ -112,8 +113,8 @@ def _fits(model, recordings: Recordings, utterance: Utterance) -> bool:
 # ------------------------------------------------------------------------------------------------ transcripts
 
 
-def _transcribed(model, sample: Sequence[Utterance], recordings: Recordings) -> Hearing:
-    heard = transcribe(model, sample, recordings)
+def _transcribed(model, sample: Sequence[Utterance], recordings: Recordings, between: Between) -> Hearing:
+    heard = transcribe(model, sample, recordings, between=between)
     bare = [_as_transcript(u) for u in sample]
     rows = [prediction(u, TRANSCRIBE, SPEECH, text) for u, text in zip(bare, heard, strict=True)]
     wer = score(rows)["wer"]

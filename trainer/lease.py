@@ -109,7 +109,7 @@ class Lease:
                 self._state = {**self._state, "state": state, "step": event.get("step", self._state["step"])}
             case {"kind": "step", "step": step}:
                 self._state = {**self._state, "step": step}
-        if event["kind"] in ("state", "step", "checkpoint", "predicted"):
+        if event["kind"] in ("state", "step", "checkpoint", "progress", "predicted"):
             self._state = {**self._state, "progress_at": at}
         self.spool.add({**event, "at": at})
         if len(self.spool) >= MANY:

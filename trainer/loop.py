@@ -20,14 +20,13 @@ from trainer.fields import problem
 from trainer.memory import out_of_memory
 from trainer.objectives import objective_loss
 from trainer.plan import StagePlan
-from trainer.ranks import Ranks
+from trainer.ranks import ACTIONS, Ranks, checked
 from trainer.rng import seed_of
 from trainer.schedule import lr_scale
 from trainer.stage import Stage, shares
 from trainer.store import Store
 from trainer.views import Example
 
-ACTIONS = ("continue", "checkpoint_and_exit", "abort")
 Event = dict[str, Any]
 
 
@@ -159,26 +158,34 @@ class Loop:
 
     def _gradients(self, stage: Stage, plan: StagePlan, presented: slice):
         """Summed gradients of the step on every rank, repeated with smaller micro-batches while memory is
-        short.
+        short. What failed on one rank is raised on all.
 
         Returns the last trial, the reduced figures [tokens, loss, row losses…] (None: out of memory for good)
         and the strongest action that any rank was told.
         """
         before = self.budget
         while True:
-            rows = torch.zeros(self.global_batch)
-            trial, smallest = self._try(stage, plan, presented, rows)
-            action = [float(self.action == a) for a in ACTIONS]
-            figures = torch.tensor([float(trial.out_of_memory), float(smallest), *action, trial.tokens, trial.loss])
+            rows, failure = torch.zeros(self.global_batch), None
+            try:
+                trial, smallest = self._try(stage, plan, presented, rows)
+            except Exception as error:
+                trial, smallest, failure = Trial(), False, error
+            for parameter in self.open:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            said = [trial.out_of_memory, smallest, *(self.action == a for a in ACTIONS), failure is not None]
+            figures = torch.tensor([*map(float, said), trial.tokens, trial.loss])
             width = sum(p.numel() for p in self.open)
             if self.ranks.world_size > 1:
                 flat = torch.cat([p.grad.reshape(-1).float().cpu() for p in self.open] + [figures, rows])
                 flat = self.ranks.sum(flat)
                 self._put_gradients(flat[:width])
                 figures, rows = flat[width : width + len(figures)], flat[width + len(figures) :]
+            if figures[5]:
+                self.ranks.agree(failure)
             told = [a for a, n in zip(ACTIONS, figures[2:5].tolist(), strict=True) if n]
             if not figures[0]:
-                return trial, torch.cat([figures[5:].double(), rows.double()]), told[-1]
+                return trial, torch.cat([figures[6:].double(), rows.double()]), told[-1]
             if figures[1]:
                 self.budget = before  # smaller ones did not help, so a later attempt need not begin with them
                 return trial, None, told[-1]
@@ -191,10 +198,8 @@ class Loop:
     def _try(self, stage: Stage, plan: StagePlan, presented: slice, rows: torch.Tensor) -> tuple[Trial, bool]:
         """This rank's gradients into `.grad` (zeros where none). The flag: memory ran out on a single
         example."""
-        action = self.control()
-        if action not in ACTIONS:
-            raise ValueError(f"control said {action!r}; it may say {', '.join(ACTIONS)}")
-        self.action = max(self.action, action, key=ACTIONS.index)  # a repeated step forgets no order
+        # a repeated step forgets no order
+        self.action = max(self.action, checked(self.control()), key=ACTIONS.index)
         for parameter in self.parameters:
             parameter.grad = None
         trial, single = Trial(), False
@@ -217,9 +222,6 @@ class Loop:
             trial.tokens += tokens
             trial.loss += loss
             rows[indices] = row_losses
-        for parameter in self.open:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         return trial, trial.out_of_memory and single
 
     def _backward(self, stage: Stage, examples: list[Example], first: int) -> tuple[int, float, torch.Tensor]:
@@ -264,16 +266,17 @@ class Loop:
     def _save(self) -> None:
         if self.store is None or self.step == self._saved_at:
             return
-        if self.ranks.rank == 0:
-            found = Checkpoint(
-                self.step,
-                self.model.files(),
-                checkpoints.optimizer_bytes(self.optimizer, self.model.trained),
-                self.budget,
-                self.logs,
-            )
-            prefix = checkpoints.write(self.store, self.attempt, found, self._unsaved, self._saved_at)
-            self.sink({"kind": "checkpoint", "step": self.step, "prefix": prefix})
+        with self.ranks.together():
+            if self.ranks.rank == 0:
+                found = Checkpoint(
+                    self.step,
+                    self.model.files(),
+                    checkpoints.optimizer_bytes(self.optimizer, self.model.trained),
+                    self.budget,
+                    self.logs,
+                )
+                prefix = checkpoints.write(self.store, self.attempt, found, self._unsaved, self._saved_at)
+                self.sink({"kind": "checkpoint", "step": self.step, "prefix": prefix})
         self._unsaved, self._saved_at = [], self.step
 
     def _stop(self, reason: str, message: str) -> Outcome:

@@ -15,11 +15,15 @@ from trainer.metrics import METRICS, default_metrics
 from trainer.spec import JobSpec, Task
 from trainer.stage import Stage, cumulative
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Untuned
-from trainer.tokens import TARGETS
+from trainer.tokens import TARGETS, DataError
 
 WHOLE_BYTES = 64 << 20
 """Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
 SAMPLES, BLOCK = 256, 1 << 16
+
+
+HEARD = ("speech", "synthetic")
+"""Sources that the hearing check may listen to, the first there is."""
 
 
 class SourcePin(Spec):
@@ -194,7 +198,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     names = {u.task for rows in shown for u in rows}
     tested = {u.task for u in corpus.test.rows}
     tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values() if t.name in names]
-    heard = next((n for n in ("speech", "synthetic") if n in corpus.sources), None)
+    heard = next((n for n in HEARD if n in corpus.sources), None)
     tuning = spec.tuning
     if tuning.encoder == "auto" and not any(stage.trainable.encoder for stage in stages):
         tuning = tuning.model_copy(update={"encoder": "frozen"})  # no stage hears, so nothing would train it
@@ -234,6 +238,19 @@ def read_and_resolve(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> tup
     refuse_unbuilt(spec)
     corpus = read_corpus(spec, roots)
     return resolve(spec, corpus), corpus
+
+
+def check_pins(resolved: Resolved, corpus: Corpus) -> None:
+    """The data are those that the job was resolved with, the test rows among them; else DataError."""
+    assert corpus.test is not None, "resolve() refuses a job without a test set"
+    pinned = [(f"data.{name}", pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
+    pinned.append(("evaluate.on", resolved.test, corpus.test))
+    if resolved.hearing is not None:
+        name = next(name for name in HEARD if name in corpus.sources)
+        pinned.append((f"data.{name}", resolved.hearing, corpus.sources[name]))
+    for field, pin, found in pinned:
+        if found.sha256 != pin.sha256:
+            raise DataError(f"{field}: {pin.ref} has changed since the job was resolved; submit it again")
 
 
 def _scored(task: Task, spec: JobSpec) -> Task:

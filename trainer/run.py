@@ -5,12 +5,14 @@ a later call on the same store goes on from the newest whole checkpoint.
 
 import contextlib
 import json
+import math
 import os
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +20,29 @@ import torch
 
 from trainer import baselines, checkpoint, hearing, lineage, result
 from trainer.attempts import attempts, claim
+from trainer.checkpoint import Checkpoint
 from trainer.corpus import Corpus, read_corpus
-from trainer.evaluate import modalities, predict
-from trainer.families import check_family, check_loaded
-from trainer.families import load as load_model
+from trainer.evaluate import modalities
+from trainer.families import check_family, check_loaded, in_bf16, load_base, own_device
 from trainer.features import FeatureCache
 from trainer.fields import problem
 from trainer.loop import Event, Loop, Outcome
 from trainer.metrics import count
 from trainer.plan import StagePlan, plan_stage
 from trainer.predictions import Row, by_task, limited, to_lines
-from trainer.ranks import Ranks
-from trainer.resolve import Resolved
+from trainer.ranks import Ranks, StoppedError, Turns, checked
+from trainer.resolve import HEARD, Resolved, check_pins
 from trainer.result import Lineage, Result
-from trainer.spec import JobSpec
 from trainer.store import ConflictError, Store
 from trainer.strategies import Baseline
-from trainer.tokens import DataError, locate_base, reference
+from trainer.tokens import DataError, reference
 from trainer.views import Recordings, training_example
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
 
-HEARD = ("speech", "synthetic")
-"""Sources that the hearing check may listen to, the first there is."""
+PROGRESS_S = 5.0
+"""Seconds between two words on how far an evaluation is."""
 
 
 def run(
@@ -59,31 +60,42 @@ def run(
     threads: int | None = None,
     attempt: int | None = None,
 ) -> Result:
-    """Trains and scores one job; returns its Result, which is also in the store (`final.json` once
-    succeeded).
+    """Trains and scores one job; returns its Result, which is also in the store (`final.json` once succeeded).
 
-    `sink` gets every event. `control` says `continue`, `checkpoint_and_exit` or `abort` before every step; its
-    attribute `reason`, if it has one, is what the result says of an exit (`timeout`, else `yielded`). `model`: a
-    loaded base to use again; it decides the device, is refused where it is not what the job says, and is given
-    back without the adapter. `cache`: encoder states shared between jobs of one process. `attempt`: this attempt's
-    number where a service gives them; ConflictError where it is taken. A failure that the user
-    can do something about is a Result with a reason; an unexpected one is written as a result too, and raised.
+    `sink` gets every event. `control` says `continue`, `checkpoint_and_exit` or `abort` before every step and between
+    the batches of an evaluation; its attribute `reason`, if it has one, is what the result says of an exit (`timeout`,
+    else `yielded`). `model`: a loaded base to use again; it decides the device, is refused where it is not what the
+    job says, and is given back without the adapter. `cache`: encoder states shared between jobs of one process.
+    `attempt`: this attempt's number where a service gives them; ConflictError where it is taken. A failure that the
+    user can do something about is a Result with a reason; an unexpected one is written as a result too, and raised.
+    Ranks end alike, whichever of them failed.
     """
-    _same_job(resolved, store)
-    if store.exists("final.json"):
-        return Result.model_validate_json(store.get("final.json"))
-    job = _Job(resolved, store, sink, ranks or Ranks(), corpus, roots, device, threads, attempt)
-    lent = model
+    ranks, lent = ranks or Ranks(), model
+    with ranks.together():
+        _same_job(resolved, store)
+        over = store.exists("final.json")
+    if ranks.from_first(over):
+        with ranks.together():
+            return Result.model_validate_json(store.get("final.json"))
+    job = _Job(resolved, store, sink, ranks, corpus, roots, device, threads, attempt)
     try:
         plans = job.plans()
-        model = job.model(lent, cache)
-        outcome = job.train(model, plans, control)
-        if outcome.reason is None:
-            job.evaluate(model)
-        return job.finish(outcome, plans, model)
+        try:
+            model = job.model(lent, cache, control)
+            job.train(model, plans, control)
+            if job.outcome.reason is None:
+                job.evaluate(model, control)
+        except StoppedError as stop:
+            job.stop(stop.action, control)
+        with ranks.together():
+            if model is not None and model.trained and model.reusable:
+                model.detach()  # raises where the base has changed: then nothing is published
+        with ranks.together():
+            return job.finish(plans)
     except Exception as error:
         if reason := result.reason_of(error):
-            return job.fail(reason, error)
+            with ranks.together():
+                return job.fail(reason, error)
         job.fail("infrastructure", error)
         raise
     finally:
@@ -97,25 +109,6 @@ def _same_job(resolved: Resolved, store: Store) -> None:
         stored = Resolved.model_validate_json(store.get("spec.json"))
         if stored.hash != resolved.hash:
             raise problem("out", f"{store.uri} holds the job {stored.spec.name!r} of another spec; use a new folder")
-
-
-def own_device(rank: int, gpus: int) -> str:
-    """The device of a rank on a machine with `gpus` GPUs: ranks go round them; `cpu` where there are none."""
-    return f"cuda:{rank % gpus}" if gpus else "cpu"
-
-
-def in_bf16(spec: JobSpec, device: str) -> bool:
-    """Whether the job computes in bf16 on this device, else in fp32."""
-    return spec.precision == "bf16" or (spec.precision == "auto" and torch.device(device).type != "cpu")
-
-
-def load_base(resolved: Resolved, device: str, cache: FeatureCache | None = None):
-    """The job's base as it computes with it; SpecError, BaseError where there is none, or one of another family."""
-    spec, revision = resolved.spec, resolved.base_revision
-    folder = locate_base(spec.base, None if (revision or "").startswith("files:") else revision)
-    check_family(spec, folder)
-    dtype = torch.bfloat16 if in_bf16(spec, device) else torch.float32
-    return load_model(folder, device=device, dtype=dtype, name=spec.base, cache=cache)
 
 
 class _Job:
@@ -134,11 +127,15 @@ class _Job:
         self.threads = self.threads or max(1, lineage.cores() // ranks.world_size)
         # Sums over threads depend on their number, so it is set here and not left to the environment.
         torch.set_num_threads(self.threads)
-        self.attempt = ranks.from_first(claim(store, attempt) if ranks.rank == 0 else None)
+        with ranks.together():
+            number = claim(store, attempt) if ranks.rank == 0 else None
+        self.attempt = ranks.from_first(number)
         self.rows: list[Row] = []
         self.lineage: Lineage | None = None
         self.hearing: dict[str, Any] | None = None
-        self.step = 0
+        self.found: Checkpoint | None = None
+        self.outcome = Outcome(0, None, "", [])
+        self.progress_at = -math.inf
 
     def tell(self, event: Event) -> None:
         if self.ranks.rank == 0:
@@ -157,35 +154,29 @@ class _Job:
     # ---- plan, data
 
     def plans(self) -> list[StagePlan]:
-        """The stages' plans: as stored by an earlier attempt, else made now and stored."""
+        """The stages' plans: as stored by an earlier attempt, else made now and stored. Also finds what an earlier
+        attempt has finished."""
         self.tell({"kind": "state", "state": "loading", "attempt": self.attempt})
-        if not self.store.exists("spec.json"):
-            self.put_shared("spec.json", self.resolved.model_dump_json(by_alias=True, indent=1) + "\n")
-        self.ranks.gather(None)  # wait until rank 0 has written it
-        _same_job(self.resolved, self.store)  # another job may have begun here just now
-        self.corpus = self._corpus or read_corpus(self.spec, self.roots)
-        self._check_pins()
-        self._check_test()
-        plans = []
-        for n, stage in enumerate(self.resolved.stages):
-            key = f"plan/{stage.name}.npz"
-            if not self.store.exists(key):
-                self.put_shared(key, plan_stage(self.resolved, n).save())
-            self.ranks.gather(None)  # wait until rank 0 has written it
-            plans.append(StagePlan.load(self.store.get(key)))
+        with self.ranks.together():
+            if not self.store.exists("spec.json"):
+                self.put_shared("spec.json", self.resolved.model_dump_json(by_alias=True, indent=1) + "\n")
+        with self.ranks.together():
+            _same_job(self.resolved, self.store)  # another job may have begun here just now
+            self.corpus = self._corpus or read_corpus(self.spec, self.roots)
+            check_pins(self.resolved, self.corpus)
+            self._check_test()
+        keys = [f"plan/{stage.name}.npz" for stage in self.resolved.stages]
+        with self.ranks.together():
+            for n, key in enumerate(keys):
+                if self.ranks.rank == 0 and not self.store.exists(key):
+                    self.put_shared(key, plan_stage(self.resolved, n).save())
+        with self.ranks.together():
+            plans = [StagePlan.load(self.store.get(key)) for key in keys]
+            if found := checkpoint.newest(self.store, self.tell):
+                self.found, self.outcome = found, Outcome(found.step, None, "", found.logs)
+        if len(set(self.ranks.gather(self.outcome.step))) > 1:
+            raise RuntimeError("the ranks do not see the same checkpoints in the store")
         return plans
-
-    def _check_pins(self) -> None:
-        """The data are those that the job was resolved with, the test rows among them."""
-        assert self.corpus.test is not None, "resolve() refuses a job without a test set"
-        pinned = [(f"data.{name}", pin, self.corpus.sources[name]) for name, pin in self.resolved.sources.items()]
-        pinned.append(("evaluate.on", self.resolved.test, self.corpus.test))
-        if self.resolved.hearing is not None:
-            name = next(name for name in HEARD if name in self.corpus.sources)
-            pinned.append((f"data.{name}", self.resolved.hearing, self.corpus.sources[name]))
-        for field, pin, found in pinned:
-            if found.sha256 != pin.sha256:
-                raise DataError(f"{field}: {pin.ref} has changed since the job was resolved; submit it again")
 
     def _check_test(self) -> None:
         """Every test row can be scored: said before training, not after it."""
@@ -201,105 +192,131 @@ class _Job:
 
     # ---- model
 
-    def model(self, lent, cache: FeatureCache | None):
+    def model(self, lent, cache: FeatureCache | None, control: Callable[[], str]):
         """The base with this job's trainable parts on it."""
         spec = self.spec
         if lent is not None:
             self.device = str(lent.device)
         self.precision = "bf16" if in_bf16(spec, self.device) else "fp32"
-        if lent is None:
-            lent = load_base(self.resolved, self.device, cache)
-        else:
-            check_family(spec, lent.folder)
-            if cache is not None:
-                lent.cache = cache
-        check_loaded(lent, spec, self.resolved.base_revision, self.precision)
+        with self.ranks.together():
+            if lent is None:
+                lent = load_base(self.resolved, self.device, cache)
+            else:
+                check_family(spec, lent.folder)
+                if cache is not None:
+                    lent.cache = cache
+            check_loaded(lent, spec, self.resolved.base_revision, self.precision)
         self.recordings = Recordings(lent.tokens.shape.sampling_rate, trim_silence=spec.data.trim_silence == "on")
         if isinstance(spec.recipe, Baseline):
             return lent
         tuning = spec.tuning
         if tuning.encoder == "auto":
-            tuning = tuning.model_copy(update={"encoder": self._encoder(lent)})
-        lent.attach(tuning, seed=spec.seed)
+            tuning = tuning.model_copy(update={"encoder": self._encoder(lent, control)})
+        with self.ranks.together():
+            lent.attach(tuning, seed=spec.seed)
         return lent
 
-    def _encoder(self, model) -> str:
+    def _encoder(self, model, control: Callable[[], str]) -> str:
         """What `encoder: auto` becomes: by the hearing check on recordings of the training side, once for all
         attempts, said and stored before any training."""
         key = "inputs/encoder.json"
-        if self.ranks.rank == 0 and not self.store.exists(key):
-            # Real recordings even where no stage shows them: they are what the job is for.
-            heard = [self.corpus.sources[n].rows for n in HEARD if n in self.corpus.sources]
-            spoken = next((u for rows in heard for u in rows if u.audio), None)
-            if spoken is None:
-                found = {"encoder": "frozen", "verdict": "no recordings to train on, so the encoder stays frozen"}
-            else:
-                found = asdict(hearing.check(model, heard[0], self.tasks[spoken.task], recordings=self.recordings))
-            self.put_shared(key, json.dumps(found, indent=1) + "\n")
-        self.ranks.gather(None)
-        self.hearing = settled = json.loads(self.store.get(key))
+
+        def between(done: int) -> None:
+            if checked(control()) == "abort":
+                raise StoppedError("abort")
+
+        with self.ranks.together():
+            if self.ranks.rank == 0 and not self.store.exists(key):
+                # Real recordings even where no stage shows them: they are what the job is for.
+                heard = [self.corpus.sources[n].rows for n in HEARD if n in self.corpus.sources]
+                spoken = next((u for rows in heard for u in rows if u.audio), None)
+                if spoken is None:
+                    found = {"encoder": "frozen", "verdict": "no recordings to train on, so the encoder stays frozen"}
+                else:
+                    task = self.tasks[spoken.task]
+                    found = asdict(hearing.check(model, heard[0], task, recordings=self.recordings, between=between))
+                self.put_shared(key, json.dumps(found, indent=1) + "\n")
+        with self.ranks.together():
+            self.hearing = settled = json.loads(self.store.get(key))
         self.tell({"kind": "note", "level": "info", "message": "encoder: {encoder}. {verdict}".format(**settled)})
         return settled["encoder"]
 
     # ---- loop
 
-    def train(self, model, plans: list[StagePlan], control: Callable[[], str]) -> Outcome:
+    def train(self, model, plans: list[StagePlan], control: Callable[[], str]) -> None:
         """Executes what is left of the stages."""
         spec = self.spec
-        self.lineage = self._lineage(model, plans)
         if not plans:
-            return Outcome(0, None, "", [])
+            with self.ranks.together():
+                self.lineage = self._lineage(model, plans)
+            return
         rows = {name: source.rows for name, source in self.corpus.sources.items()}
         budget = spec.micro_batch_tokens
 
         def examples(stage, source: str, row: int, view: int):
             return training_example(rows[source][row], view, stage.view, self.tasks, model.tokens, self.recordings)
 
-        loop = Loop(
-            model, self.resolved.stages, plans, examples,
-            global_batch=spec.global_batch, seed=spec.seed, checkpoint_every=spec.checkpoint_every,
-            budget=budget if isinstance(budget, int) else MICRO_BATCH_TOKENS[torch.device(self.device).type],
-            store=self.store, attempt=self.attempt, sink=self.tell, control=control, ranks=self.ranks,
-        )  # fmt: skip
-        found = checkpoint.newest(self.store, self.tell)
-        if found is not None:
-            loop.resume(found)
-            self.tell({"kind": "note", "level": "info", "message": f"resumed after step {found.step}"})
+        with self.ranks.together():
+            self.lineage = self._lineage(model, plans)
+            loop = Loop(
+                model, self.resolved.stages, plans, examples,
+                global_batch=spec.global_batch, seed=spec.seed, checkpoint_every=spec.checkpoint_every,
+                budget=budget if isinstance(budget, int) else MICRO_BATCH_TOKENS[torch.device(self.device).type],
+                store=self.store, attempt=self.attempt, sink=self.tell, control=control, ranks=self.ranks,
+            )  # fmt: skip
+            if self.found is not None:
+                loop.resume(self.found)
+                self.found = None
+                self.tell({"kind": "note", "level": "info", "message": f"resumed after step {loop.step}"})
         self.tell({"kind": "state", "state": "training", "step": loop.step, "steps": self.resolved.steps})
         try:
-            outcome = loop.run()
-            if outcome.reason == "yielded" and getattr(control, "reason", None) == "timeout":
-                message = "the time limit (resources.time) was reached; the checkpoint is written, run again to go on"
-                return replace(outcome, reason="timeout", message=message)
-            return outcome
+            self.outcome = loop.run()
         finally:
-            self.step = loop.step
+            self.outcome = replace(self.outcome, step=loop.step)
+        if self.outcome.reason == "yielded":
+            self.stop("checkpoint_and_exit", control)
+
+    # ---- orders
+
+    def stop(self, action: str, control: Callable[[], str]) -> None:
+        """The run ends on request, the checkpoint of its last step being written; what was scored does not count."""
+        self.rows, message = [], "checkpoint written on request; the next attempt goes on from it"
+        reason = "yielded" if action == "checkpoint_and_exit" else "user"
+        if reason == "user":
+            message = "aborted on request"
+        elif getattr(control, "reason", None) == "timeout":
+            reason = "timeout"
+            message = "the time limit (resources.time) was reached; the checkpoint is written, run again to go on"
+        self.outcome = replace(self.outcome, reason=reason, message=message)
 
     # ---- evaluate
 
-    def evaluate(self, model) -> None:
+    def evaluate(self, model, control: Callable[[], str]) -> None:
         """Scores the test rows in every modality that the spec asks for; predictions go to the store."""
         self.tell({"kind": "state", "state": "evaluating"})
+        mine = self.utterances[self.ranks.rank :: self.ranks.world_size]
         for modality in self.modalities:
-            mine = self.utterances[self.ranks.rank :: self.ranks.world_size]
-            rows = self._answers(model, mine, modality)
+            turns = Turns(self.ranks, control, partial(self._progress, modality))
+            asked = (mine, self.tasks, modality, self.spec.evaluate.decode, self.recordings, turns)
+            rows = turns.run(partial(baselines.answers_of, self.resolved, self.corpus, model, *asked))
             found = {row["utterance"]: row for part in self.ranks.gather(rows) for row in part}
             ordered = [found[u.id] for u in self.utterances]
             self.rows += ordered
-            self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", to_lines(ordered))
+            with self.ranks.together():
+                self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", to_lines(ordered))
             self.tell({"kind": "predicted", "modality": modality, "utterances": len(ordered)})
 
-    def _answers(self, model, test: list, modality: str) -> list[Row]:
-        recipe, decode = self.spec.recipe, self.spec.evaluate.decode
-        if isinstance(recipe, Baseline):
-            train = [u for name in self.resolved.sources for u in self.corpus.sources[name].rows]
-            return baselines.answered(recipe, model, train, test, self.tasks, modality, decode, self.recordings)
-        return predict(model, test, self.tasks, modality, decode, self.recordings)
+    def _progress(self, modality: str, done: int) -> None:
+        now = time.perf_counter()
+        if now - self.progress_at >= PROGRESS_S:
+            self.progress_at = now
+            self.tell({"kind": "progress", "modality": modality, "done": done, "of": len(self.utterances)})
 
     # ---- result
 
-    def finish(self, outcome: Outcome, plans: list[StagePlan], model) -> Result:
+    def finish(self, plans: list[StagePlan]) -> Result:
         """The result of a run that came to its end, whichever."""
+        outcome = self.outcome
         done = outcome.reason is None
         events = [e for e in checkpoint.read_log(self.store, outcome.logs) if e["kind"] == "step"]
         clip = {stage.name: stage.optimizer.clip_norm for stage in self.resolved.stages}
@@ -350,7 +367,7 @@ class _Job:
             name=self.spec.name,
             attempt=self.attempt,
             attempts=sorted({*attempts(self.store), self.attempt}),
-            steps=self.step,
+            steps=self.outcome.step,
             planned_steps=self.resolved.steps,
             metric=result.main_metric(self.resolved),
             wall_seconds=time.perf_counter() - self.began,

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from trainer import protocol
+from trainer.families import load_base, own_device
 from trainer.features import FeatureCache
 from trainer.lease import RETRY_S, FencedError, Lease, LeasedStore
 from trainer.loop import Event
@@ -36,7 +37,7 @@ from trainer.protocol import Api, AwayError, GoneError, RefusedError
 from trainer.ranks import Ranks, spawn
 from trainer.resolve import Resolved
 from trainer.result import Result, reason_of
-from trainer.run import load_base, own_device, run
+from trainer.run import run
 from trainer.store import open_store
 from trainer.terminal import Limit
 
@@ -195,11 +196,13 @@ class Runner:
                 raise
 
     def _attempt(self, claim: dict[str, Any]) -> None:
-        lease, store = self.lease, open_store(f"{self.settings.store.rstrip('/')}/{claim['prefix']}")
-        resolved = Resolved.model_validate(claim["resolved"])
-        if resolved.hash != claim["spec_hash"]:
-            raise EndedError(f"the job's hash is {resolved.hash[:12]} in the code {self.settings.code} of this runner "
-                             f"and {claim['spec_hash'][:12]} in the service's")  # fmt: skip
+        lease = self.lease
+        with self.ranks.together():
+            store = open_store(f"{self.settings.store.rstrip('/')}/{claim['prefix']}")
+            resolved = Resolved.model_validate(claim["resolved"])
+            if resolved.hash != claim["spec_hash"]:
+                raise EndedError(f"the job's hash is {resolved.hash[:12]} in the code {self.settings.code} of this "
+                                 f"runner and {claim['spec_hash'][:12]} in the service's")  # fmt: skip
         if lease is not None:
             lease.limit = Limit(resolved.spec.resources.time)
             store = LeasedStore(store, lease)
@@ -222,11 +225,13 @@ class Runner:
             began = time.perf_counter()
             device = own_device(self.ranks.rank, torch.cuda.device_count())
             try:
-                self.model = load_base(resolved, device, self.cache)
+                with self.ranks.together():
+                    model = load_base(resolved, device, self.cache)
             except Exception as error:
                 if reason_of(error) is None:
                     raise
                 return None
+            self.model = model
             self.free = _free_memory()
             message = f"base {resolved.spec.base} loaded in {time.perf_counter() - began:.1f} s"
             self._sink({"kind": "note", "level": "info", "message": message})
@@ -242,8 +247,6 @@ class Runner:
         `run` has checked when it took the adapter off."""
         if resolved.spec.tuning.method != "lora":
             return f"method {resolved.spec.tuning.method} changes the base: one attempt per runner"
-        if self.ranks.world_size > 1 and made.reason in ("invalid_data", "invalid_spec"):
-            return "an error ended the attempt: the ranks may not be at the same place any more"
         if made.reason == "out_of_memory" or _free_memory() < self.free - LEFT_OVER:
             return "memory was short: the next attempt gets a fresh process"
         return ""

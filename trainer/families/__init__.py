@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import torch
+
 from trainer.families.qwen2_audio import Qwen2Audio
+from trainer.features import FeatureCache
 from trainer.fields import problem
+from trainer.resolve import Resolved
 from trainer.spec import JobSpec
-from trainer.tokens import family_of
+from trainer.tokens import family_of, locate_base
 
 FAMILIES = {"qwen2_audio": Qwen2Audio}
 """Family classes by `model_type`; the same names as `trainer.tokens.PROMPTS`."""
@@ -15,6 +19,25 @@ FAMILIES = {"qwen2_audio": Qwen2Audio}
 def load(folder: str | Path, **options) -> Qwen2Audio:
     """The base in `folder`, loaded by the class of its family (options as of `Qwen2Audio.load`)."""
     return FAMILIES[family_of(folder)].load(folder, **options)
+
+
+def own_device(rank: int, gpus: int) -> str:
+    """The device of a rank on a machine with `gpus` GPUs: ranks go round them; `cpu` where there are none."""
+    return f"cuda:{rank % gpus}" if gpus else "cpu"
+
+
+def in_bf16(spec: JobSpec, device: str) -> bool:
+    """Whether the job computes in bf16 on this device, else in fp32."""
+    return spec.precision == "bf16" or (spec.precision == "auto" and torch.device(device).type != "cpu")
+
+
+def load_base(resolved: Resolved, device: str, cache: FeatureCache | None = None):
+    """The job's base as it computes with it; SpecError, BaseError where there is none, or one of another family."""
+    spec, revision = resolved.spec, resolved.base_revision
+    folder = locate_base(spec.base, None if (revision or "").startswith("files:") else revision)
+    check_family(spec, folder)
+    dtype = torch.bfloat16 if in_bf16(spec, device) else torch.float32
+    return load(folder, device=device, dtype=dtype, name=spec.base, cache=cache)
 
 
 def check_family(spec: JobSpec, folder: str | Path) -> None:
