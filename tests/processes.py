@@ -1,6 +1,7 @@
 """Real processes for tests: the broker, the service's own, and a file that keeps one of them waiting."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,15 +20,18 @@ class Broker:
         self.url = f"redis+socket://{folder / 'valkey.sock'}"
         self._server: ValkeyServer | None = None
 
-    def start(self) -> None:
-        """Start it, empty."""
+    def start(self, *, empty: bool = True) -> None:
+        """Start it, with what a killed one held or without."""
+        if empty:
+            shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
+        config = {"save": "", "appendonly": "yes", "appendfsync": "always"}
         self._server = ValkeyServer(
-            port=0, data_dir=self.folder, unix_socket_path=self.folder / "valkey.sock", config={"save": ""}
+            port=0, data_dir=self.folder, unix_socket_path=self.folder / "valkey.sock", config=config
         )
         self._server.start(timeout=60)
 
     def kill(self) -> None:
-        """End it as a power cut would; what it held is gone."""
+        """End it as a power cut would."""
         if self._server is not None:
             self._server.terminate()
             self._server = None

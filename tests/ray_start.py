@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,9 @@ class RayHead:
     pid: int
     """Process and session id of `ray start`."""
     folder: Path
+    token: str | None = None
+    gcs: str = ""
+    """Where further nodes join."""
 
     def processes(self) -> list[psutil.Process]:
         """All that the head started and that still live: by session, and jobs, which have their own, by environment.
@@ -61,14 +64,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started_ray(*, num_cpus: int = 2, token: str | None = None) -> Iterator[RayHead]:
-    """A head that takes jobs; with `token` it demands it. At the end no process and no file of it is left."""
+def started_ray(
+    *, num_cpus: int = 2, token: str | None = None, port: int | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[RayHead]:
+    """A head that takes jobs, at `port` where one is given; with `token` it demands it. Jobs inherit `env`. At the end
+    no process and no file of it is left."""
     for last in (False, False, True):
         # Ray's sockets lie in the folder and their paths may have 107 bytes: pytest's own folders are too deep.
         folder = Path(tempfile.mkdtemp(prefix="ray-"))
-        dashboard, agent = free_port(), free_port()
-        start = _start(folder, dashboard, agent, num_cpus, token)
-        head = RayHead(f"http://127.0.0.1:{dashboard}", start.pid, folder)
+        dashboard, gcs, agent = port or free_port(), free_port(), free_port()
+        ports = {"port": gcs, "ray-client-server-port": free_port(), "dashboard-port": dashboard}
+        options = {"temp-dir": folder, "num-cpus": num_cpus, "dashboard-host": "127.0.0.1"}
+        options |= {**ports, "dashboard-agent-listen-port": agent}
+        start = _start(folder, ["--head"], options, _environment(folder, token, env or {}))
+        head = RayHead(f"http://127.0.0.1:{dashboard}", start.pid, folder, token, f"127.0.0.1:{gcs}")
         try:
             # Ray gives its raylet 30 s and no setting to change that: too little where every core is taken.
             if _ready(head, agent, start, token):
@@ -80,30 +89,40 @@ def started_ray(*, num_cpus: int = 2, token: str | None = None) -> Iterator[RayH
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(folder: Path, dashboard: int, agent: int, num_cpus: int, token: str | None) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
-    command += ["--temp-dir", str(folder), "--num-cpus", str(num_cpus), "--num-gpus", "0"]
-    command += ["--object-store-memory", str(80 * 2**20), "--dashboard-host", "127.0.0.1"]
-    ports = {"port": free_port(), "ray-client-server-port": free_port()}
-    ports |= {"dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
-    command += [f"--{name}={port}" for name, port in ports.items()]
+@contextlib.contextmanager
+def started_node(head: RayHead, *, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[RayHead]:
+    """Another node of the head's cluster: `pid` and `processes()` are the node's own."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-node-"))
+    options = {"address": head.gcs, "num-cpus": num_cpus, "dashboard-agent-listen-port": free_port()}
+    start = _start(folder, [], options, _environment(folder, head.token, env or {}))
+    node = RayHead(head.address, start.pid, folder, head.token, head.gcs)
+    try:
+        until(lambda: start.poll() is not None or "Ray runtime started" in (folder / "out").read_text(), 240)
+        assert start.poll() is None, f"ray start ended:\n{(folder / 'out').read_text()[-3000:]}"
+        yield node
+    finally:
+        _kill(node, start)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, flags: list[str], options: Mapping[str, object], env: Mapping[str, str]) -> subprocess.Popen:
+    command = [str(Path(sys.executable).with_name("ray")), "start", *flags, "--block", "--disable-usage-stats"]
+    options = {**options, "num-gpus": 0, "object-store-memory": 80 * 2**20}
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with open(folder / "out", "wb") as out:
         return subprocess.Popen(
-            command,
-            env=_environment(folder, token),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
+            command, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
 
 
-def _environment(folder: Path, token: str | None) -> dict[str, str]:
+def _environment(folder: Path, token: str | None, env: Mapping[str, str]) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # jobs call `python`, and that must be this one
+    inherited["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
     # No telemetry, no metrics, and a busy machine's memory is no reason to kill.
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0", "RAY_memory_monitor_refresh_ms": "0"}
-    return {**inherited, **auth, **quiet, MARK: str(folder)}
+    return {**inherited, **auth, **quiet, **env, MARK: str(folder)}
 
 
 def _ready(head: RayHead, agent: int, start: subprocess.Popen[bytes], token: str | None) -> bool:
