@@ -22,7 +22,7 @@ from processes import Broker, Processes, until
 from ray_start import RayHead, free_port, started_ray
 
 from attune.client import Client
-from db import keys
+from db import jobs, keys
 from db.migrations import migrate
 from db.session import Database
 from trainer.store import Store, open_store
@@ -116,8 +116,10 @@ class Stand:
 
     def store(self, job_id: str) -> Store:
         """What a job has left."""
-        job = self.client.jobs.get(job_id)
-        return open_store(f"{self.settings['ATTUNE_STORE'].rstrip('/')}/projects/{job['project_id']}/jobs/{job_id}")
+        with self.database.read() as session:
+            found = jobs.find(session, job_id)
+        assert found is not None
+        return open_store(f"{self.settings['ATTUNE_STORE'].rstrip('/')}/projects/{found.project_id}/jobs/{job_id}")
 
     def logs(self) -> str:
         """What all processes and runners have said."""
