@@ -26,11 +26,10 @@ demo-orders: install
 test: install
 	$(BIN)/python -m pytest -m "not ray and not browser and not process"
 
-# Those: a real Ray head, real workers and runners, a real browser (Debian's chromium, installed by apt where it is missing).
+# Those: a real Ray head, real workers and runners, a real browser, and real Postgres, Redis and S3 (what Debian packages
+# of it is missing, apt installs; nothing of it is left running).
 test-integration: install
-	@command -v chromium > /dev/null || { echo "installing chromium"; \
-	  apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; } \
-	  || { echo "the browser tests need chromium, which apt could not install here"; exit 1; }
+	@sh tests/install_servers.sh
 	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -m "ray or browser or process"
 
 check: install

@@ -1,7 +1,5 @@
-"""The same promises on every store: a folder, S3 (moto), and a real service where one is given.
-
-Set ATTUNE_TEST_S3_ENDPOINT, ATTUNE_TEST_S3_ACCESS_KEY and ATTUNE_TEST_S3_SECRET_KEY to run the S3 tests
-against MinIO or Ceph RGW too.
+"""The same promises on every store: a folder, S3 (moto), Ceph's S3 among the integration tests, and a service of yours
+where ATTUNE_TEST_S3_ENDPOINT, ATTUNE_TEST_S3_ACCESS_KEY and ATTUNE_TEST_S3_SECRET_KEY name one.
 """
 
 import json
@@ -26,7 +24,9 @@ from trainer.store import (
     read_commit,
 )
 
-KINDS = ["folder", "moto", *(["service"] if os.environ.get("ATTUNE_TEST_S3_ENDPOINT") else [])]
+pytest_plugins = ["gateway"]
+KINDS = ["folder", "moto", pytest.param("ceph", marks=pytest.mark.process)]
+KINDS += ["service"] if os.environ.get("ATTUNE_TEST_S3_ENDPOINT") else []
 
 
 def s3_store(endpoint: str, key: str, secret: str) -> S3Store:
@@ -44,6 +44,9 @@ def store(request, tmp_path):
         return FolderStore(tmp_path / "store")
     if request.param == "moto":
         return s3_store(request.getfixturevalue("moto_endpoint"), "test", "test")
+    if request.param == "ceph":
+        real = request.getfixturevalue("gateway")
+        return s3_store(real.endpoint, real.access_key, real.secret_key)
     env = os.environ
     return s3_store(
         env["ATTUNE_TEST_S3_ENDPOINT"], env["ATTUNE_TEST_S3_ACCESS_KEY"], env["ATTUNE_TEST_S3_SECRET_KEY"]
