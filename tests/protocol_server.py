@@ -94,13 +94,15 @@ class ProtocolServer:
         self._http.shutdown()
         self._http.server_close()  # waits for calls that are being answered
 
-    def submit(self, resolved, job: str, attempt: int = 1, next_seq: int = 1) -> Attempt:
+    def submit(
+        self, resolved, job: str, attempt: int = 1, next_seq: int = 1, inputs: dict[str, str] | None = None
+    ) -> Attempt:
         """Queues an attempt at a job."""
         found = Attempt(f"token of {job}/{attempt}", next_seq)
         claim = {
             "job_id": job, "attempt": attempt, "kind": "train", "token": found.token, "lease_s": 60,
-            "resolved": resolved.model_dump(mode="json", by_alias=True), "spec_hash": resolved.hash, "inputs": {},
-            "prefix": f"projects/p/jobs/{job}", "next_seq": next_seq,
+            "resolved": resolved.model_dump(mode="json", by_alias=True), "spec_hash": resolved.hash,
+            "inputs": inputs or {}, "prefix": f"projects/p/jobs/{job}", "next_seq": next_seq,
         }  # fmt: skip
         with self.lock:
             self.attempts[f"{job}/{attempt}"] = found

@@ -1,6 +1,7 @@
 """A runner against the protocol over HTTP, in this process: a toy base, real jobs, a real store."""
 
 import os
+import shutil
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from protocol_server import ProtocolServer, until
 import trainer.evaluate
 import trainer.lease
 import trainer.runner
+from trainer.datasets import examine, store_version
 from trainer.lease import FencedError
 from trainer.ranks import Ranks, spawn
 from trainer.result import Result
@@ -101,6 +103,25 @@ def test_two_jobs_one_base(server, settings, job, world, calm, tmp_path):
     same_bits(left(tmp_path, "ftjob-1"), calm[0], calm)
     asked = server.claims[0]
     assert (asked["protocol"], asked["pool"], asked["world_size"], asked["kinds"]) == (1, "pool-1", 1, ["train"])
+
+
+def test_uploaded_data_sets_come_from_the_store_wherever_the_service_keeps_its_own(
+    server, settings, world, calm, tmp_path, monkeypatch
+):
+    store, service, inputs = FolderStore(tmp_path / "store"), tmp_path / "service", {}
+    for name in ("speech", "text"):
+        shutil.copytree(world[1] / name, service / f"file-{name}")
+        report, version = examine(name, [world[1]])
+        inputs[f"file-{name}"] = store_version(store, "projects/p", version, report)
+    job = toy.resolved(world[0], service, data={"text": "file-text", "speech": "file-speech"})[0]
+    assert (job.spec.evaluate.on, job.test.ref) == ("file-speech:test", "file-speech:test")
+    shutil.rmtree(service)
+    monkeypatch.setenv("ATTUNE_CACHE", str(tmp_path / "cache"))
+    attempt = server.submit(job, "ftjob-1", inputs=inputs)
+    serve(Ranks(), settings(data=[]), "code-1")
+    assert attempt.done["outcome"] == "succeeded"
+    result = Result.model_validate_json(left(tmp_path, "ftjob-1").get("final.json"))
+    same_bits(left(tmp_path, "ftjob-1"), result, calm)
 
 
 def test_the_code_is_good_once(server, settings):

@@ -152,7 +152,7 @@ def test_a_queued_job_gets_a_runner_that_knows_all_it_needs(database, ray):
     code = sent.env.pop("ATTUNE_BOOTSTRAP_CODE")
     assert sent.env == {
         "ATTUNE_RUNNER_ID": runner_id, "ATTUNE_API_URL": "http://127.0.0.1:8321", "ATTUNE_STORE": "s3://bucket/place",
-        "ATTUNE_POOL": "p1", "ATTUNE_CODE": settings().code, "ATTUNE_DATA": "/a:/b:/c/datasets",
+        "ATTUNE_POOL": "p1", "ATTUNE_CODE": settings().code, "ATTUNE_DATA": "/a:/b",
         "ATTUNE_WORLD_SIZE": "1",
     }  # fmt: skip
     with database.write() as session:

@@ -15,6 +15,12 @@ class UnreachableError(BaseError):
     """Where the base should be could not be asked."""
 
 
+def cache_folder() -> Path:
+    """Copies that may be thrown away: ATTUNE_CACHE, else below the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "attune"
+    return Path(os.environ.get("ATTUNE_CACHE", default))
+
+
 def read_json(path: Path) -> dict:
     """A JSON file of a base folder; BaseError where it is missing or broken."""
     try:
@@ -84,9 +90,7 @@ def _from_store(uri: str, revision: str | None, weights: bool) -> Path:
             f"base {uri!r}: its files have changed since the job was resolved ({revision[:20]}, now {pin[:20]}); "
             "resolve the job again, or put the old files back"
         )
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "attune"
-    cache = Path(os.environ.get("ATTUNE_CACHE", default))
-    folder = cache / "bases" / pin.removeprefix("listing:")
+    folder = cache_folder() / "bases" / pin.removeprefix("listing:")
     for key, _, etag in objects:
         if (weights or not key.endswith(".safetensors")) and not (folder / key).exists():
             try:

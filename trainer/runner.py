@@ -5,6 +5,7 @@ the other on a base that is loaded once; leaves when there is no work.
     ATTUNE_BOOTSTRAP_CODE             single use, exchanged for a token that is kept in memory only
     ATTUNE_API_URL                    where the service is
     ATTUNE_STORE, ATTUNE_DATA         artifact store; folders of data sets, separated like PATH
+    ATTUNE_CACHE                      where copies of uploaded data sets and of bases are kept (the user's cache)
     ATTUNE_WORLD_SIZE                 ranks that share each step (1)
     ATTUNE_IDLE_EXIT_S (60), ATTUNE_DETACHED_MAX_S (1800), ATTUNE_BEAT_S (5), ATTUNE_CODE (the package's version)
 
@@ -29,6 +30,8 @@ from typing import Any
 import torch
 
 from trainer import protocol
+from trainer.bases import cache_folder
+from trainer.datasets import materialise
 from trainer.families import load_base, own_device
 from trainer.features import FeatureCache
 from trainer.lease import RETRY_S, FencedError, Lease, LeasedStore
@@ -156,7 +159,7 @@ class Runner:
                 self.api, claim, self.folder, beat_s=self.settings.beat_s, detached_max_s=self.settings.detached_max_s
             )
             self.lease = own.start()
-            return {key: claim[key] for key in ("job_id", "attempt", "prefix", "resolved", "spec_hash")}
+            return {key: claim[key] for key in ("job_id", "attempt", "prefix", "resolved", "spec_hash", "inputs")}
         if time.monotonic() - self._idle_since >= self.settings.idle_exit_s:
             return {"leave": f"no work for {self.settings.idle_exit_s:g} s"}
         return {}
@@ -207,13 +210,21 @@ class Runner:
             lease.limit = Limit(resolved.spec.resources.time)
             store = LeasedStore(store, lease)
         made = run(
-            resolved, store, self._sink, lease or (lambda: "continue"), roots=self.settings.data,
-            model=self._base(resolved), cache=self.cache, ranks=self.ranks, attempt=claim["attempt"],
+            resolved, store, self._sink, lease or (lambda: "continue"),
+            roots=[*self.settings.data, self._brought(claim)], model=self._base(resolved), cache=self.cache,
+            ranks=self.ranks, attempt=claim["attempt"],
         )  # fmt: skip
         if lease is not None:
             key = "final.json" if made.outcome == "succeeded" else f"attempts/{claim['attempt']}/result.json"
             self.leave = self._reason_to_leave(resolved, made)
             lease.end(made.outcome, made.reason, made.message, store.digest(key)[1])
+
+    def _brought(self, claim: dict[str, Any]) -> str:
+        """Folder of uploaded data sets on this machine, those of the claim among them."""
+        folder, store = cache_folder() / "datasets", open_store(self.settings.store)
+        for dataset_id, sha256 in claim["inputs"].items():
+            materialise(store, claim["prefix"].partition("/jobs/")[0], sha256, folder / dataset_id)
+        return str(folder)
 
     def _base(self, resolved: Resolved):
         """The warm base; None for a job that changes the base itself, and where there is none to load: `run` then

@@ -1,7 +1,6 @@
 """Scaling: which pools get runners, and which runners make room. Runners pick their jobs themselves."""
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -145,7 +144,7 @@ def _start(database: Database, settings: Settings, ray: RayJobs, mine: str, wait
     env = {
         "ATTUNE_RUNNER_ID": new.id, "ATTUNE_BOOTSTRAP_CODE": new.bootstrap, "ATTUNE_API_URL": settings.api_url,
         "ATTUNE_STORE": settings.store, "ATTUNE_POOL": waiting.pool, "ATTUNE_CODE": settings.code,
-        "ATTUNE_DATA": os.pathsep.join(settings.roots), "ATTUNE_WORLD_SIZE": str(ranks),
+        "ATTUNE_DATA": settings.data, "ATTUNE_WORLD_SIZE": str(ranks),
     }  # fmt: skip
     try:
         # The command itself needs nothing: its ranks ask Ray for their GPUs.
