@@ -17,6 +17,7 @@ from kombu.connection import Connection
 from api import errors
 from api.bodies import BodyLimit
 from api.routes import artifacts, compare, dashboard, datasets, health, internal, jobs, keys, live, predictions, studies
+from api.schema import ErrorBody
 from api.stream import Tailer
 from db import leases, outbox
 from db.migrations import migrate
@@ -55,7 +56,8 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
                     leases.give_back(session, ALIVE, holder)
             database.close()
 
-    app = FastAPI(title="Attune", version=settings.code, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Attune", version=settings.code, lifespan=lifespan, docs_url=None, redoc_url=None,
+                  responses={"default": {"model": ErrorBody, "description": "What is wrong, and what to do."}})
     app.state.settings, app.state.database, app.state.store = settings, database, store
     app.state.tailer, app.state.holder = Tailer(database), holder
     app.state.nudge, app.state.ping_broker = _relaying(database, settings.broker_url)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 from starlette.datastructures import State
 
 from api.errors import ApiError
@@ -39,7 +40,7 @@ def bearer(request: Request) -> str | None:
     return token.strip() or None if kind.lower() == "bearer" else None
 
 
-def _holder(request: Request) -> Holder:
+def _holder(request: Request, _: Annotated[object, Depends(HTTPBearer(auto_error=False))]) -> Holder:
     secret = bearer(request)
     if secret is None and (secret := request.cookies.get(COOKIE)) and request.method not in SAFE:
         # a browser sends the cookie from any page; what changes something must come from ours

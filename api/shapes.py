@@ -27,6 +27,7 @@ def job(row: Job) -> dict[str, Any]:
         "object": "job", "id": row.id, "name": row.name, "study_id": row.study_id, "status": row.status,
         "wanted": row.wanted, "reason": row.reason, "message": row.message, "priority": row.priority,
         "spec_hash": row.spec_hash, "attempts": row.attempts, "progress": progress,
+        "curve": row.summary.get("curve", []),
         "metric": row.summary.get("metric"), "scores": row.summary.get("scores", []),
         "tags": row.summary.get("tags", {}), "created_at": seconds(row.created_at),
         "queued_at": seconds(row.queued_at), "started_at": seconds(row.started_at),

@@ -233,6 +233,8 @@ def _summarise(session: Session, attempt: Attempt, new: list[dict[str, Any]], st
         said |= {key: steps[-1][key] for key in ("step", "stage", "loss") if key in steps[-1]}
     if said:
         job = session.get_one(Job, attempt.job_id, populate_existing=True)
+        if steps:
+            said["curve"] = metrics.preview(job.summary.get("curve", []), steps)
         session.execute(update(Job).where(Job.id == job.id).values(summary={**job.summary, **said}))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, exists, func, literal, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from db import events, metrics, outbox
 from db.events import New
@@ -65,8 +65,9 @@ def page(
     after: str | None = None,
     limit: int = 20,
 ) -> tuple[list[Job], bool]:
-    """Jobs of a project, newest first unless said otherwise, and whether there are more behind `after`'s page."""
-    chosen: Select = select(Job).where(Job.project_id == project_id)
+    """Jobs of a project without their specs, newest first unless said otherwise, and whether there are more behind
+    `after`'s page."""
+    chosen: Select = select(Job).options(defer(Job.spec), defer(Job.resolved)).where(Job.project_id == project_id)
     if wanted := list(status):
         chosen = chosen.where(Job.status.in_(wanted))
     for column, value in ((Job.study_id, study_id), (Job.spec_hash, spec_hash)):

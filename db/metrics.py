@@ -12,7 +12,7 @@ from db.models import Attempt, Checkpoint, Metric, Series
 from db.session import now
 
 PREVIEW = 100
-"""Points of a series that lists show."""
+"""Points of a series that lists show, about."""
 
 
 def insert_new(session: Session, model: Any):
@@ -101,6 +101,16 @@ def thinned(steps: np.ndarray, values: np.ndarray, points: int) -> list[list[flo
         kept = sorted({int(b[pick(values[b])]) for b in buckets for pick in (np.argmin, np.argmax)})
         steps, values = steps[kept], values[kept]
     return [[int(s), float(v)] for s, v in zip(steps, values, strict=True)]
+
+
+def preview(known: Sequence[Sequence[float]], steps: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """The loss as lists show it while a job runs, with these further steps: one point for each stretch of as many
+    steps. What an earlier attempt did beyond the first of them is forgotten."""
+    first, last = steps[0]["step"], steps[-1]["step"]
+    stretch = 1 << ((last - 1) // PREVIEW).bit_length()
+    new = ((e["step"], float(f"{e['loss']:.4g}")) for e in steps if e.get("loss") is not None)
+    points = [*((step, value) for step, value in known if step < first), *new]
+    return [list(point) for point in {(step - 1) // stretch: (step, value) for step, value in points}.values()]
 
 
 def compact(session: Session, job_id: str) -> None:

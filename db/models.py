@@ -93,7 +93,7 @@ class Job(Base):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     last_seq: Mapped[int] = mapped_column(default=0)
     summary: Mapped[dict[str, Any]]
-    """What lists show: step, steps, stage, loss, scores. Small."""
+    """What lists show: step, steps, stage, loss and its curve, scores. Small."""
     created_at: Mapped[float]
     queued_at: Mapped[float | None]
     started_at: Mapped[float | None]

@@ -143,3 +143,24 @@ def test_a_thinned_curve_keeps_extremes_and_order(values, points):
 @pytest.mark.parametrize("points", [2, 3, 10])
 def test_nothing_to_thin(points):
     assert metrics.thinned(np.asarray([]), np.asarray([]), points) == []
+
+
+@pytest.mark.parametrize("last", [1, 2, 99, 100, 101, 6400, 50_000])
+@pytest.mark.parametrize("beat", [1, 7, 1000])
+def test_a_preview_stays_small_even_and_up_to_date(last, beat):
+    shown: list[list[float]] = []
+    for first in range(1, last + 1, beat):
+        shown = metrics.preview(shown, [{"step": n, "loss": 1 / n} for n in range(first, min(first + beat, last + 1))])
+    steps = [step for step, _ in shown]
+    assert len(shown) <= metrics.PREVIEW
+    assert len(shown) >= min(last, metrics.PREVIEW // 2)
+    assert steps[-1] == last
+    assert len({b - a for a, b in zip(steps, steps[1:-1], strict=False)}) <= 1  # the last stretch is not full
+    assert all(value == float(f"{1 / step:.4g}") for step, value in shown)
+
+
+def test_a_preview_forgets_what_a_later_attempt_does_again():
+    before = metrics.preview([], [{"step": n, "loss": 1.0} for n in range(1, 31)])
+    after = metrics.preview(before, [{"step": 21, "loss": 2.0}, {"step": 22, "loss": None}])
+    assert [step for step, _ in after] == list(range(1, 22))
+    assert after[-1] == [21, 2.0]

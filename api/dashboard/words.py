@@ -149,6 +149,17 @@ def main_score(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((s for s in found if s.get("modality") == "speech"), found[0] if found else None)
 
 
+def spark(curve: Sequence[Sequence[float]]) -> str:
+    """A curve's points for a picture of 100 by 24, on the scale of its own lowest and highest."""
+    values = [value for _, value in curve]
+    if len(values) < 2:
+        return ""
+    low, first, wide = min(values), curve[0][0], curve[-1][0] - curve[0][0]
+    high = max(values)
+    scale = 20 / (high - low) if high > low else 0
+    return " ".join(f"{100 * (step - first) / wide:.1f},{2 + scale * (high - v):.1f}" for step, v in curve)
+
+
 def left(job: Mapping[str, Any], step_seconds: float | None) -> float | None:
     """Seconds until the last step at the present pace; None where there is no pace."""
     p = job["progress"]
@@ -175,6 +186,7 @@ def _refusal(asked: Command, job: Mapping[str, Any]) -> str | None:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "reason": reason, "situation": situation, "event_words": event, "span": span, "iso": iso, "utc": utc,
-    "score": score, "difference": difference, "main_score": main_score, "number": number, "cap": cap,
+    "score": score, "difference": difference, "main_score": main_score, "spark": spark,
+    "number": number, "cap": cap,
 }  # fmt: skip
 """What templates may use."""

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
+from api import schema
 from api.deps import App, Context, Reader
 from api.errors import not_found
 from api.routes.jobs import found
@@ -24,7 +25,7 @@ def prefix(app: Context, job_id: str, who: Holder) -> str:
         return f"projects/{job.project_id}/jobs/{job.id}/"
 
 
-@router.get("/{job_id}/artifacts")
+@router.get("/{job_id}/artifacts", response_model=schema.Whole[schema.Artifact])
 def listed(job_id: str, app: App, who: Reader) -> dict[str, Any]:
     """Paths of everything the job has left so far."""
     start = prefix(app, job_id, who)
@@ -32,7 +33,8 @@ def listed(job_id: str, app: App, who: Reader) -> dict[str, Any]:
     return {"object": "list", "data": data, "has_more": False}
 
 
-@router.get("/{job_id}/artifacts/{path:path}")
+@router.get("/{job_id}/artifacts/{path:path}", response_class=Response,
+            responses={200: {"content": {"application/octet-stream": {}}}, 302: {"description": "It is on S3."}})  # fmt: skip
 def download(job_id: str, path: str, app: App, who: Reader) -> Response:
     """One of them: the file, or where it lies on S3 a redirect to a link that holds for ten minutes."""
     key = prefix(app, job_id, who) + path

@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
-from api import shapes
+from api import schema, shapes
 from api.bodies import plain
 from api.deps import App, Context, Reader, Writer
 from api.errors import ApiError, not_found
@@ -83,7 +83,7 @@ _BODY = {
 }
 
 
-@router.post("", openapi_extra=_BODY)
+@router.post("", openapi_extra=_BODY, response_model=schema.Dataset)
 async def create(
     request: Request,
     app: App,
@@ -191,7 +191,7 @@ def _shape(row: Dataset, report: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("")
+@router.get("", response_model=schema.Page[schema.Dataset])
 def listed(app: App, who: Reader, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
     """Data sets of the project, newest first."""
     with app.database.read() as session:
@@ -210,7 +210,7 @@ def found(session, dataset_id: str, who: Holder) -> Dataset:
     return row
 
 
-@router.get("/{dataset_id}")
+@router.get("/{dataset_id}", response_model=schema.DatasetInFull)
 def one(dataset_id: str, app: App, who: Reader) -> dict[str, Any]:
     """A data set with the report of its validation, line by line."""
     with app.database.read() as session:
@@ -225,7 +225,7 @@ def _uploading(app: Context, dataset_id: str, who: Holder) -> Dataset:
     return row
 
 
-@router.put("/{dataset_id}/parts/{number}")
+@router.put("/{dataset_id}/parts/{number}", response_model=schema.DatasetPart)
 async def part(dataset_id: str, number: int, request: Request, app: App, who: Writer) -> dict[str, Any]:
     """Part `number`, from 1, of the archive: any bytes up to 64 MiB. The same again is harmless."""
     row = await run_in_threadpool(_uploading, app, dataset_id, who)
@@ -248,7 +248,7 @@ async def part(dataset_id: str, number: int, request: Request, app: App, who: Wr
             "sha256": digest.hexdigest()}  # fmt: skip
 
 
-@router.post("/{dataset_id}/complete")
+@router.post("/{dataset_id}/complete", response_model=schema.Dataset)
 def complete(dataset_id: str, app: App, who: Writer) -> dict[str, Any]:
     """All parts are there: put together they are a zip, tar or tar.gz with manifests and recordings."""
     with app.database.read() as session:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Header, Query
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator
 
-from api import shapes
+from api import schema, shapes
 from api.bodies import plain
 from api.deps import App, Context, Reader, Writer
 from api.errors import ApiError, not_found
@@ -33,7 +33,7 @@ def checked(spec: dict[str, Any], app: Context) -> JobSpec:
     return job
 
 
-@router.post("", status_code=200)
+@router.post("", responses={200: {"model": schema.Job | dict[str, Any]}})
 def submit(
     spec: Spec,
     app: App,
@@ -65,7 +65,7 @@ def submit(
     return JSONResponse(body, headers={"Idempotent-Replayed": "true"} if repeated else {})
 
 
-@router.get("")
+@router.get("", response_model=schema.Page[schema.Job])
 def listed(
     app: App,
     who: Reader,
@@ -101,7 +101,7 @@ def found(session, job_id: str, who: Holder) -> Job:
     return job
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", response_model=schema.JobInFull)
 def one(job_id: str, app: App, who: Reader) -> dict[str, Any]:
     """A job with its spec, attempts and checkpoints."""
     with app.database.read() as session:
@@ -109,7 +109,7 @@ def one(job_id: str, app: App, who: Reader) -> dict[str, Any]:
         return shapes.job_in_full(job, jobs.attempts(session, job_id), metrics.checkpoints(session, job_id))
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", response_model=schema.Page[schema.Event])
 def history(
     job_id: str, app: App, who: Reader, after: str | None = None, limit: Limit = 20,
     order: Literal["asc", "desc"] = "desc",
@@ -129,7 +129,7 @@ def history(
         return shapes.page([shapes.event(row) for row in rows[:limit]], len(rows) > limit)
 
 
-@router.get("/{job_id}/metrics")
+@router.get("/{job_id}/metrics", response_model=schema.Metrics)
 def curves(
     job_id: str,
     app: App,
@@ -159,7 +159,7 @@ def _command(asked: Command):
 
     run.__doc__ = f"{asked.capitalize()} the job. The same again is harmless; where it makes no sense, 409."
     run.__name__ = asked
-    router.post(f"/{{job_id}}/{asked}")(run)
+    router.post(f"/{{job_id}}/{asked}", response_model=schema.Job)(run)
 
 
 _command("cancel")

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from api import schema
 from api.deps import Admin, App, Reader
 from api.errors import not_found
 from api.shapes import seconds
@@ -38,7 +39,7 @@ def _key(row: Key) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.post("/keys")
+@router.post("/keys", response_model=schema.IssuedKey)
 def issue(body: NewKey, app: App, who: Admin) -> dict[str, Any]:
     """A new key. Its secret is in this answer and nowhere else."""
     with app.database.write() as session:
@@ -47,7 +48,7 @@ def issue(body: NewKey, app: App, who: Admin) -> dict[str, Any]:
         return {**_key(key), "secret": secret}
 
 
-@router.get("/keys")
+@router.get("/keys", response_model=schema.Whole[schema.Key])
 def listed(app: App, who: Admin) -> dict[str, Any]:
     """All keys of the project, without their secrets."""
     with app.database.read() as session:
@@ -55,7 +56,7 @@ def listed(app: App, who: Admin) -> dict[str, Any]:
     return {"object": "list", "data": data, "has_more": False}
 
 
-@router.delete("/keys/{key_id}")
+@router.delete("/keys/{key_id}", response_model=schema.Deleted)
 def revoke(key_id: str, app: App, who: Admin) -> dict[str, Any]:
     """End a key, now."""
     with app.database.write() as session:
@@ -64,7 +65,7 @@ def revoke(key_id: str, app: App, who: Admin) -> dict[str, Any]:
     return {"object": "key", "id": key_id, "deleted": True}
 
 
-@router.get("/bases")
+@router.get("/bases", response_model=schema.Whole[schema.Base])
 def allowed(app: App, who: Reader) -> dict[str, Any]:
     """Bases that jobs may use; none listed means any."""
     with app.database.read() as session:
@@ -73,7 +74,7 @@ def allowed(app: App, who: Reader) -> dict[str, Any]:
     return {"object": "list", "data": data, "has_more": False}
 
 
-@router.post("/bases")
+@router.post("/bases", response_model=schema.Base)
 def allow(body: NewBase, app: App, who: Admin) -> dict[str, Any]:
     """Allow a base; from the first one on, all others are refused."""
     with app.database.write() as session:
@@ -82,7 +83,7 @@ def allow(body: NewBase, app: App, who: Admin) -> dict[str, Any]:
     return {"object": "base", **body.model_dump()}
 
 
-@router.delete("/bases/{uri:path}")
+@router.delete("/bases/{uri:path}", response_model=schema.Deleted)
 def forbid(uri: str, app: App, who: Admin) -> dict[str, Any]:
     """Take a base off the list; jobs that are queued keep it."""
     with app.database.write() as session:

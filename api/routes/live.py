@@ -14,7 +14,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-@router.get("/{job_id}/stream", response_class=StreamingResponse)
+@router.get("/{job_id}/stream", response_class=StreamingResponse,
+            responses={200: {"content": {"text/event-stream": {}}}})  # fmt: skip
 async def stream(
     job_id: str, app: App, who: Reader, last: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> StreamingResponse:

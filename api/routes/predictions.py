@@ -9,7 +9,7 @@ import soundfile
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from api import shapes
+from api import schema, shapes
 from api.deps import App, Reader
 from api.errors import ApiError, not_found
 from api.routes.jobs import Limit, found
@@ -44,7 +44,7 @@ def of_modality(rows: dict[str, list[Row]], modality: str | None) -> list[Row]:
     return rows[name]
 
 
-@router.get("/{job_id}/predictions")
+@router.get("/{job_id}/predictions", response_model=schema.Page[dict[str, Any]])
 def predictions(
     job_id: str,
     app: App,
@@ -81,7 +81,8 @@ def _metric(job: Job) -> str:
     return (job.resolved or {})["spec"]["evaluate"]["metric"]
 
 
-@router.get("/{job_id}/audio/{utterance:path}", response_class=Response)
+@router.get("/{job_id}/audio/{utterance:path}", response_class=Response,
+            responses={200: {"content": {"audio/wav": {}}}})  # fmt: skip
 def recording(job_id: str, utterance: str, app: App, who: Reader) -> Response:
     """The recording of a test utterance, from its offset for its duration: WAV, 16 kHz, mono."""
     with app.database.read() as session:

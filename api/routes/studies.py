@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from api import shapes
+from api import schema, shapes
 from api.deps import App, Context, Reader, Writer
 from api.errors import ApiError, not_found
 from api.local_paths import confined
@@ -33,7 +33,7 @@ MOST_RUNS = 1000
 """A study is written in one transaction, which nobody else may write beside on SQLite."""
 
 
-@router.post("", status_code=200)
+@router.post("", responses={200: {"model": schema.StudyInFull | dict[str, Any]}})
 def submit(
     spec: Spec,
     app: App,
@@ -47,28 +47,31 @@ def submit(
     read = corpus.Reader(app.settings.roots)
     expanded = expand(study, _guarded(read, app, who.project_id))
     _refuse(expanded, read, app)
+    cells = [*expanded.cells, *expanded.baselines]
     if dry_run:
-        first = {cell.name: (cell.runs[0], len(cell.runs)) for cell in [*expanded.cells, *expanded.baselines]}
+        first = {cell.name: (cell.runs[0], len(cell.runs)) for cell in cells}
         return {
             name: {"runs": n, "spec_hash": run.hash, **estimate(run, read(run.spec)).to_json()}
             for name, (run, n) in first.items()
         }
+    cell_of = {run.hash: cell.name for cell in reversed(cells) for run in cell.runs}  # the first that has it
     new = {
         run.hash: NewJob(run.model_dump(mode="json", by_alias=True), run.hash, pool_of(run, app.settings.code),
-                         _name(run), run.spec.resources.priority, run.spec.resources.retries)
+                         f"{study.study}/{cell_of[run.hash]}{_seeded(run)}", run.spec.resources.priority,
+                         run.spec.resources.retries)
         for run in expanded.jobs().values()
     }  # fmt: skip
-    cells = [
+    described = [
         {**describe(cell), "jobs": [run.hash for run in cell.runs],
          "seeds": [[run.spec.seed, run.spec.data.subset_seed] for run in cell.runs]}
-        for cell in [*expanded.cells, *expanded.baselines]
+        for cell in cells
     ]  # fmt: skip
 
     with app.database.write() as session:
 
         def make() -> dict[str, Any]:
             made = studies.create(
-                session, who.project_id, name=study.study, spec=spec, cells=cells, new=new,
+                session, who.project_id, name=study.study, spec=spec, cells=described, new=new,
                 controls=expanded.controls, notes=expanded.notes, actor=who.actor,
             )  # fmt: skip
             session.flush()
@@ -80,8 +83,8 @@ def submit(
     return JSONResponse(body, headers={"Idempotent-Replayed": "true"} if repeated else {})
 
 
-def _name(run: Resolved) -> str:
-    return run.spec.name if isinstance(run.spec.recipe, Baseline) else f"{run.spec.name} seed {run.spec.seed}"
+def _seeded(run: Resolved) -> str:
+    return "" if isinstance(run.spec.recipe, Baseline) else f" seed {run.spec.seed}"
 
 
 def parse_study(spec: dict[str, Any]) -> StudySpec:
@@ -132,7 +135,7 @@ def _refuse(expanded: Expanded, read: Read, app: Context) -> None:
                 raise problem("base", refusal, base)
 
 
-@router.get("")
+@router.get("", response_model=schema.Page[schema.Study])
 def listed(app: App, who: Reader, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
     """Studies of the project, newest first."""
     with app.database.read() as session:
@@ -168,7 +171,7 @@ def in_full(study: Study, jobs: list[Job]) -> dict[str, Any]:
     return {**shapes.study(study, jobs), "spec": study.spec, "cells": cells}
 
 
-@router.get("/{study_id}")
+@router.get("/{study_id}", response_model=schema.StudyInFull)
 def one(study_id: str, app: App, who: Reader) -> dict[str, Any]:
     """A study with its cells and how far each job is."""
     with app.database.read() as session:
@@ -186,7 +189,7 @@ def table(study_id: str, app: App, who: Reader) -> Table:
     return study_table(study, jobs, app)
 
 
-@router.get("/{study_id}/report")
+@router.get("/{study_id}/report", response_model=schema.StudyReport)
 def report(study_id: str, app: App, who: Reader) -> Table:
     """The report of what has succeeded so far, as `python -m trainer` writes it: `report` is its `report.json`, `text`
     its `report.txt`."""
@@ -200,7 +203,7 @@ def report(study_id: str, app: App, who: Reader) -> Table:
     return made
 
 
-@router.post("/{study_id}/cancel")
+@router.post("/{study_id}/cancel", response_model=schema.StudyInFull)
 def cancel(study_id: str, app: App, who: Writer) -> dict[str, Any]:
     """Cancel every job that has not come to its end. The same again is harmless."""
     with app.database.write() as session:
