@@ -17,6 +17,7 @@ import uvicorn
 from api.app import be_the_one, create_app
 from db import attempts, jobs, keys, runners, studies
 from db.attempts import Claim
+from db.migrations import migrate
 from db.session import Database
 from db.settings import Settings
 from trainer import answers
@@ -35,15 +36,16 @@ STEPS = 120
 class Site:
     """The server's address, its database, a key for each scope, and the ids of its jobs by short names."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, database_url: str | None = None):
         self.folder = folder
-        self.database = Database(f"sqlite:///{folder / 'db.sqlite'}")
+        self.database_url = database_url or f"sqlite:///{folder / 'db.sqlite'}"
+        self.database = Database(self.database_url)
         self.url, self.jobs, self.study = "", {}, ""
         self.project, self.keys = "", {}
 
     def settings(self) -> Settings:
         return Settings(
-            database_url=f"sqlite:///{self.folder / 'db.sqlite'}", broker_url="redis://127.0.0.1:1/0",
+            database_url=self.database_url, broker_url="redis://127.0.0.1:1/0",
             store=str(self.folder / "store"), code=CODE, data=str(ROOT),
         )  # fmt: skip
 
@@ -260,24 +262,39 @@ def fill(site: Site) -> None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Site]:
-    """The site, filled and served on a free port."""
-    site = Site(folder)
+def answering(site: Site, port: int = 0) -> Iterator[int]:
+    """An API process for the site, as a thread; its port."""
     app = create_app(site.settings())
     be_the_one(app)
-    fill(site)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    listener = socket.create_server(("127.0.0.1", port))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    site.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     wait_until(lambda: server.started)
     try:
-        yield site
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(20)
-        site.database.close()
+        listener.close()
+
+
+def filled(folder: Path, database_url: str | None = None) -> Site:
+    """The site, which nobody serves yet. `database_url`: an empty database, SQLite where none is said."""
+    site = Site(folder, database_url)
+    migrate(site.database)
+    fill(site)
+    return site
+
+
+@contextmanager
+def serving(folder: Path, database_url: str | None = None) -> Iterator[Site]:
+    """The site, filled and served on a free port."""
+    site = filled(folder, database_url)
+    with answering(site) as port:
+        site.url = f"http://127.0.0.1:{port}"
+        yield site
+    site.database.close()
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:

@@ -83,6 +83,22 @@ def test_an_event_of_elsewhere_is_refused(service, last):
     assert answer.json()["error"]["param"] == "Last-Event-ID"
 
 
+def test_a_first_connection_may_say_where_it_begins(service):
+    """As a browser's can: in the address. When it reconnects it repeats the address, and its header counts."""
+    job = posted(service.http, "/v1/jobs", SPEC)["id"]
+    posted(service.http, f"/v1/jobs/{job}/cancel", None)
+
+    def told(seq: int, **headers: str) -> list[str]:
+        with service.http.stream("GET", f"/v1/jobs/{job}/stream?after={job}:{seq}", headers=headers) as answer:
+            return [line for line in answer.iter_lines() if line.startswith("id:")]
+
+    assert told(1) == [f"id: {job}:2", f"id: {job}:3"]
+    assert told(1, **{"Last-Event-ID": f"{job}:2"}) == [f"id: {job}:3"]
+    answer = service.http.get(f"/v1/jobs/{job}/stream?after=7")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "after")
+    assert "(given: '7')" in answer.json()["error"]["message"]
+
+
 def test_a_number_beyond_all_events_waits_for_the_end(service):
     job = posted(service.http, "/v1/jobs", SPEC)["id"]
     posted(service.http, f"/v1/jobs/{job}/cancel", None)

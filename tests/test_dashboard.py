@@ -1,5 +1,6 @@
 """The pages without a browser: what they say, who may see them, and that nothing in them comes from elsewhere."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -12,11 +13,16 @@ from api.deps import COOKIE
 from db import jobs, keys
 from db.status import JOB
 
+pytest_plugins = ["databases"]
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
-    with serving(tmp_path_factory.mktemp("site")) as found:
-        yield found
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def site(request, tmp_path_factory) -> Iterator[Site]:
+    from databases import fresh  # a plugin by now, whose asserts pytest has rewritten
+
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(fresh(request, "postgres")) if request.param == "postgres" else None
+        yield stack.enter_context(serving(tmp_path_factory.mktemp("site"), url))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The pages in a real browser, while a writer appends to the database."""
 
+import contextlib
 import os
 import re
 import threading
@@ -7,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from dashboard_site import NO_ANSWER, STEPS, Attempt, Site, scores, serving, wait_until
+from dashboard_site import NO_ANSWER, STEPS, Attempt, Site, answering, filled, scores, serving, step, wait_until
 from dashboard_site import predictions as leave_predictions
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from api.deps import COOKIE
 
+pytest_plugins = ["databases"]
 pytestmark = pytest.mark.browser
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -32,10 +34,13 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
-    with serving(tmp_path_factory.mktemp("site")) as found:
-        yield found
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def site(request, tmp_path_factory) -> Iterator[Site]:
+    from databases import fresh  # a plugin by now, whose asserts pytest has rewritten
+
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(fresh(request, "postgres")) if request.param == "postgres" else None
+        yield stack.enter_context(serving(tmp_path_factory.mktemp("site"), url))
 
 
 @pytest.fixture
@@ -146,17 +151,82 @@ def test_a_running_job_is_followed_to_its_end_without_a_reload(site, open_page):
 def test_a_broken_stream_goes_on_where_it_was(site, open_page):
     job = site.queue("listened to")
     page = open_page(f"/dashboard/jobs/{job}", expected="ERR_FAILED")
-    page.route("**/stream", lambda route: route.abort())
+    page.route("**/stream?*", lambda route: route.abort())
     page.reload()
     expect(page.locator("#live")).to_have_text("Reconnecting …")
     site.order(job, "pause")
-    page.unroute("**/stream")
+    page.unroute("**/stream?*")
     expect(page.locator("#live")).to_have_text("Live")
     expect(page.locator("#history li").first).to_contain_text("Now paused")
     expect(page.locator("#history li")).to_have_count(4)
     expect(page.locator("#head [role=status]")).to_have_text("paused")
     site.order(job, "cancel")
     expect(page.locator("#live")).to_have_text("")
+
+
+def test_an_api_that_restarts_costs_no_event_and_doubles_none(browser, tmp_path):
+    """What happens while it is away, and what was told just before it went, is there when it is back."""
+    with contextlib.ExitStack() as stack:
+        site = filled(tmp_path)
+        serves = stack.enter_context(contextlib.ExitStack())
+        port = serves.enter_context(answering(site))
+        context = stack.enter_context(contextlib.closing(browser.new_context()))
+        context.set_default_timeout(PATIENCE_MS)
+        url = f"http://127.0.0.1:{port}"
+        context.add_cookies([{"name": COOKIE, "value": site.keys["write"], "url": url}])
+        job = site.run("outlives the API")
+        job.begin()
+        job.train(1, 20)
+        page = context.new_page()
+        page.goto(f"{url}/dashboard/jobs/{job.id}")
+        page.evaluate("window.same = true")
+        expect(page.locator("#live")).to_have_text("Live")
+        history = page.locator("#history li[data-seq]")
+        before = history.count()
+        page.route("**/events?since=*", lambda route: route.abort())  # told of, but it goes before it can be read
+        job.checkpoint(20)
+        with page.expect_request("**/events?since=*"):
+            pass
+        serves.close()
+        expect(page.locator("#live")).to_have_text("Reconnecting …")
+        page.unroute("**/events?since=*")
+        for n in range(21, 121):
+            job.train(n, n)
+            job.checkpoint(n)
+        serves.enter_context(answering(site, port))
+        expect(page.locator("#live")).to_have_text("Live")
+        expect(history).to_have_count(before + 101)
+        seqs = [int(li.get_attribute("data-seq")) for li in history.all()]  # type: ignore[arg-type]
+        assert seqs == sorted(set(seqs), reverse=True)
+        expect(chart(page, "loss")).to_have_attribute("aria-label", re.compile("step 120:"))
+        job.done("failed", "diverged", "loss nan")
+        expect(page.locator("#head [role=status]")).to_have_text("failed")
+        assert page.evaluate("window.same")
+
+
+def test_curves_after_a_retry_are_those_of_the_attempt_that_counts(site, open_page):
+    job = site.run("lost and found")
+    job.begin()
+    job.train(1, 30)
+    job.checkpoint(20)
+    page = open_page(f"/dashboard/jobs/{job.id}")
+    page.get_by_label("Smoothing").fill("0")
+    loss = chart(page, "loss")
+    expect(loss).to_have_attribute("aria-label", re.compile("step 30:"))
+    job.lose()
+    again = Attempt(site, site.claim("lost and found"))
+    again.begin(20)
+    again.beat(*({**step(n), "loss": 9.0} for n in range(21, 26)))
+    expect(loss).to_have_attribute("aria-label", re.compile("step 25: 9$"))
+    loss.focus()
+    page.keyboard.press("Home")
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    expect(loss).to_have_attribute("aria-label", re.compile("step 21: 9$"))
+    page.keyboard.press("ArrowLeft")
+    expect(loss).not_to_have_attribute("aria-label", re.compile(": 9$"))
+    site.order(again.id, "cancel")
+    again.done("failed", "user")
 
 
 def test_the_list_follows_its_jobs(site, open_page):
@@ -224,7 +294,7 @@ def test_buttons_command_the_job(site, open_page):
 def test_a_refusal_is_said_in_the_page(site, open_page):
     job = site.run("ends meanwhile")
     page = open_page(f"/dashboard/jobs/{job.id}", expected="409|ERR_FAILED")
-    page.route("**/stream", lambda route: route.abort())
+    page.route("**/stream?*", lambda route: route.abort())
     page.reload()
     job.begin()
     job.done("failed", "diverged", "loss nan")

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
 from api.deps import App, Reader
@@ -17,15 +17,21 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 @router.get("/{job_id}/stream", response_class=StreamingResponse,
             responses={200: {"content": {"text/event-stream": {}}}})  # fmt: skip
 async def stream(
-    job_id: str, app: App, who: Reader, last: Annotated[str | None, Header(alias="Last-Event-ID")] = None
+    job_id: str,
+    app: App,
+    who: Reader,
+    last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+    after: Annotated[str | None, Query(description="as Last-Event-ID, which a browser's first request cannot set")] = None,
 ) -> StreamingResponse:
-    """Events after `Last-Event-ID` (`<job>:<seq>`), then live ones; ends when the job has."""
+    """Events after `Last-Event-ID` (`<job>:<seq>`), then live ones; ends when the job has. The header comes before
+    `after`, for a browser that reconnects repeats its address."""
     seq = 0
-    if last is not None:
-        of, _, number = last.rpartition(":")
+    name, given = ("after", after) if last is None else ("Last-Event-ID", last)
+    if given is not None:
+        of, _, number = given.rpartition(":")
         if of != job_id or not number.isdecimal():
-            raise ApiError(400, f"Last-Event-ID: {last!r} is no event of job {job_id}", code="invalid_request",
-                           param="Last-Event-ID")  # fmt: skip
+            message = f"{name}: no event of this job; give the id of one, {job_id}:<seq> (given: {given!r})"
+            raise ApiError(400, message, code="invalid_request", param=name)
         seq = int(number)
     with app.database.read() as session:
         found(session, job_id, who)

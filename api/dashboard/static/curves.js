@@ -1,6 +1,6 @@
 // Curves of a job over its steps: loss, learning rate, gradient norm, seconds, and the mix of sources. One crosshair.
 
-import { Series, short, smooth } from './series.js';
+import { Series, oneAtATime, short, smooth } from './series.js';
 
 const POINTS = 1000;
 const PANELS = [
@@ -18,6 +18,8 @@ export class Curves {
   constructor(section, job) {
     this.section = section;
     this.series = new Series(job, POINTS);
+    this.stale = false;
+    this.update = oneAtATime(() => this.read());
     this.panels = new Map(); // key -> {figure, plot, note}
     this.charts = section.querySelector('.charts');
     this.smoothing = section.querySelector('#smoothing');
@@ -32,7 +34,10 @@ export class Curves {
     new ResizeObserver(() => this.fit()).observe(this.charts);
   }
 
-  async update() {
+  // By `update` alone: an answer that was asked for before a `reload` must not come after it.
+  async read() {
+    if (this.stale) this.series.clear();
+    this.stale = false;
     try {
       if (await this.series.update()) this.draw();
       this.say(this.series.step ? '' : 'No step yet.');
@@ -42,7 +47,7 @@ export class Curves {
   }
 
   reload() {
-    this.series.clear();
+    this.stale = true;
     return this.update();
   }
 

@@ -2,7 +2,7 @@
 
 import { Curves } from './curves.js';
 import { Predictions } from './predictions.js';
-import { getJson } from './series.js';
+import { getJson, oneAtATime } from './series.js';
 
 const KINDS = [
   'job.created', 'job.status', 'job.cancel', 'job.pause', 'job.resume', 'attempt.loading', 'attempt.training',
@@ -17,31 +17,16 @@ const predictions = new Predictions(document.getElementById('predictions'), id);
 
 // ---------------------------------------------------------------------------------------------------- what is new
 
-// Runs `work` now, or once more when it is at it already.
-function oneAtATime(work) {
-  let running = false;
-  let again = false;
-  return async () => {
-    again = true;
-    if (running) return;
-    running = true;
-    try {
-      while (again) {
-        again = false;
-        await work();
-      }
-    } finally {
-      running = false;
-    }
-  };
-}
-
 const history = document.getElementById('history');
 const newest = () => Number(history.querySelector('li[data-seq]')?.dataset.seq ?? 0);
+let told = newest(); // the last event that the stream has told of
 
 const showNews = oneAtATime(async () => {
   const target = { target: '#history', swap: 'afterbegin' };
-  await htmx.ajax('GET', `/dashboard/jobs/${id}/events?since=${newest()}`, target);
+  for (let before = -1; before < newest() && newest() < told;) { // so many at a time; none where the service is away
+    before = newest();
+    await htmx.ajax('GET', `/dashboard/jobs/${id}/events?since=${before}`, target);
+  }
 });
 const showHead = oneAtATime(async () => htmx.trigger('#job', 'refresh'));
 
@@ -53,7 +38,7 @@ function heard(kind, message) {
     if (['succeeded', 'failed', 'cancelled'].includes(data.status)) ended(data.status);
     return;
   }
-  if (data.seq <= newest()) return; // a new stream tells the whole history
+  told = Math.max(told, data.seq);
   showNews();
   showHead();
   if (kind.startsWith('attempt.')) curves.reload(); // steps of an attempt that was cut short no longer count
@@ -62,19 +47,32 @@ function heard(kind, message) {
 // ------------------------------------------------------------------------------------------------------ the stream
 
 let source = null;
+let broken = false;
 
 function listen() {
-  source = new EventSource(`/v1/jobs/${id}/stream`);
-  source.addEventListener('open', () => { say('Live'); });
+  source = new EventSource(`/v1/jobs/${id}/stream?after=${id}:${newest()}`);
+  source.addEventListener('open', () => {
+    say('Live');
+    if (broken) catchUp();
+    broken = false;
+  });
   for (const kind of KINDS) {
     // a failed connection also comes as 'error', without data
     source.addEventListener(kind, (message) => (message.data === undefined ? lost() : heard(kind, message)));
   }
 }
 
+// What was told just before the connection broke could not be read any more.
+function catchUp() {
+  showNews();
+  showHead();
+  curves.reload();
+}
+
 // The browser tries again by itself where the connection broke, not where the service said no, or something else spoke.
 function lost() {
   say('Reconnecting …');
+  broken = true;
   if (source?.readyState !== EventSource.CLOSED) return;
   source = null;
   showHead(); // leads to the login where the key is no longer good

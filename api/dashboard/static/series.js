@@ -38,6 +38,25 @@ export class Series {
   }
 }
 
+// Runs `work` now, or once more when it is at it already.
+export function oneAtATime(work) {
+  let running = false;
+  let again = false;
+  return async () => {
+    again = true;
+    if (running) return;
+    running = true;
+    try {
+      while (again) {
+        again = false;
+        await work();
+      }
+    } finally {
+      running = false;
+    }
+  };
+}
+
 // JSON of the service; an Error with the service's own words, and `status`, where it says no.
 export async function getJson(url, options = {}) {
   const response = await fetch(url, { headers: { Accept: 'application/json' }, ...options });
