@@ -10,12 +10,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from kombu.connection import Connection
 
 from api import errors
 from api.bodies import BodyLimit
+from api.deps import known_query
 from api.routes import artifacts, compare, dashboard, datasets, health, internal, jobs, keys, live, predictions, studies
 from api.schema import ErrorBody
 from api.stream import Tailer
@@ -70,7 +71,9 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         response.headers["x-request-id"] = request.headers.get("x-request-id") or uuid.uuid4().hex
         return response
 
-    for part in (jobs, live, artifacts, keys, internal, health, dashboard, studies, compare, predictions, datasets):
+    for part in (jobs, live, artifacts, keys, studies, compare, predictions, datasets):
+        app.include_router(part.router, dependencies=[Depends(known_query)])
+    for part in (internal, health, dashboard):
         app.include_router(part.router)
     return app
 

@@ -67,6 +67,14 @@ def needs(scope: Scope):
     return check
 
 
+def known_query(request: Request) -> None:
+    """Refuses a parameter that the route does not know: a filter with a typing error would show everything."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    if unknown := sorted(set(request.query_params) - set(known)):
+        message = f"{unknown[0]}: no such parameter here; known: {', '.join(known) or 'none'}"
+        raise ApiError(400, message, code="invalid_request", param=unknown[0])
+
+
 App = Annotated[Context, Depends(context)]
 Reader = Annotated[Holder, Depends(needs("read"))]
 Writer = Annotated[Holder, Depends(needs("write"))]

@@ -65,7 +65,7 @@ def install(app: FastAPI) -> None:
     on(OverflowError, lambda e: answer(400, "a number is too large", code="invalid_request"))
     on(UnstorableError, lambda e: answer(400, "a value is too large, or no text", code="invalid_request"))
     on(RequestValidationError, _invalid)
-    on(HTTPException, _http)
+    app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
 
     @app.exception_handler(Exception)
     def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -77,7 +77,9 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     # the first part says where the value came from (query, body, path), the rest is its place
     path = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    path = "body" if first["type"] == "json_invalid" else path  # its place would be a character's number
+    if first["type"] == "json_invalid":
+        message = f"body: no JSON at character {first['loc'][-1]}: {first['ctx']['error']}"
+        return answer(400, message, code="invalid_request", param="body")
     given = first.get("input")
     shown = "" if isinstance(given, dict | list) or given is None else f" (given: {given!r})"
     return answer(400, f"{path}: {first['msg']}{shown}", code="invalid_request", param=path)
@@ -87,6 +89,8 @@ _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 4
 """Of what the framework itself refuses."""
 
 
-def _http(error: HTTPException) -> JSONResponse:
-    code = _CODES.get(error.status_code)
-    return answer(error.status_code, str(error.detail), code=code, headers=error.headers)
+def _http(request: Request, error: HTTPException) -> JSONResponse:
+    code, message = _CODES.get(error.status_code), str(error.detail)
+    if error.status_code in (404, 405):
+        message = f"{request.method} {request.url.path}: {message.lower()}; /openapi.json has every route"
+    return answer(error.status_code, message, code=code, headers=error.headers)

@@ -236,6 +236,10 @@ def test_health(service):
     assert 'attune_jobs{status="queued"}' in figures
 
 
+FREE = ("/v1/compare", "/v1/studies/{study_id}/table")
+"""What the trainer's own report says, as it says it."""
+
+
 def test_the_description_is_whole(service):
     document = service.http.get("/openapi.json").json()
     assert re.match(r"3\.1\.\d", document["openapi"])
@@ -250,6 +254,14 @@ def test_the_description_is_whole(service):
             assert declared == in_path, path
             assert call["responses"]
             assert call.get("description") or call.get("summary")
+            for code, said in call["responses"].items():
+                shapes = [content.get("schema") for content in said.get("content", {}).values()]
+                if code == "default":
+                    assert shapes == [{"$ref": "#/components/schemas/ErrorBody"}]
+                elif path.startswith("/v1") and "application/json" in said.get("content", {}) and path not in FREE:
+                    assert "#/components/schemas/" in json.dumps(shapes), path
+            assert call["responses"].keys() <= {"200", "302", "default"}
+            assert bool(call.get("security")) == path.startswith("/v1")
     assert len(set(names)) == len(names)
     assert not any(path.startswith("/internal") for path in document["paths"])
     for name, schema in document["components"]["schemas"].items():
@@ -257,6 +269,26 @@ def test_the_description_is_whole(service):
         assert name
     refs = re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', service.http.get("/openapi.json").text)
     assert set(refs) <= document["components"]["schemas"].keys()
+
+
+def test_what_no_route_knows_is_refused_by_name(service):
+    def refused(method: str, path: str, **body) -> tuple[int, str, str | None]:
+        answer = service.http.request(method, path, **body)
+        error = answer.json()["error"]
+        return answer.status_code, error["message"], error["param"]
+
+    status, message, param = refused("GET", "/v1/jobs?statuss=failed")
+    assert (status, param) == (400, "statuss")
+    assert "known: status, study" in message
+    assert refused("GET", "/v1/jobs/x?b=1&a=1") == (400, "a: no such parameter here; known: none", "a")
+    status, message, _ = refused("GET", "/nowhere")
+    assert (status, message) == (404, "GET /nowhere: not found; /openapi.json has every route")
+    status, message, _ = refused("PATCH", "/v1/jobs")
+    assert (status, message) == (405, "PATCH /v1/jobs: method not allowed; /openapi.json has every route")
+    status, message, param = refused("POST", "/v1/jobs", content='{"name": }',
+                                     headers={"content-type": "application/json"})  # fmt: skip
+    assert (status, param) == (400, "body")
+    assert message.startswith("body: no JSON at character 9: ")
 
 
 def test_a_second_replica_on_sqlite_is_refused(tmp_path):
