@@ -91,6 +91,11 @@ class Instance:
         return os.environ.get("ATTUNE_CACHE") or str(self.folder / "cache")
 
     @property
+    def store(self) -> Path:
+        """The artifact store."""
+        return self.folder / "store"
+
+    @property
     def broker(self) -> Path:
         """The broker's socket."""
         return self.sockets / "broker"
@@ -114,7 +119,7 @@ class Instance:
         own = {
             "ATTUNE_DATABASE_URL": self.database_url,
             "ATTUNE_BROKER_URL": f"redis+socket://{self.broker}",
-            "ATTUNE_STORE": str(self.folder / "store"),
+            "ATTUNE_STORE": str(self.store),
             "ATTUNE_API_URL": self.url,
             "ATTUNE_DATA": os.pathsep.join(self.options.data_roots),
             "ATTUNE_CACHE": self.cache,

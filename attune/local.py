@@ -13,13 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from attune.home import LocalError, read_json, write_private
 from attune.instance import Instance, Options
 from db import attempts, jobs, keys, leases, runners
+from db.migrations import migrate
+from db.reingest import Report
+from db.reingest import reingest as ingest
 from db.session import Database
+from db.settings import own_code
 from db.status import TERMINAL
+from trainer.store import open_store
 
 Say = Callable[[str], None]
 
@@ -82,6 +88,24 @@ def down(instance: Instance, *, now: bool = False, say: Say) -> dict[str, int]:
         ended |= _end(instance, ["api", "broker"])
         shutil.rmtree(instance.sockets, ignore_errors=True)
     return ended
+
+
+def reingest(instance: Instance) -> Report:
+    """Take in what of the store the database lacks, beside the running service or without it; the command line gets a
+    new key where its own is lost. LocalError where there is no store, or a database that cannot be read."""
+    if not instance.store.is_dir():
+        raise LocalError(f"there is no store at {instance.store}; say with --data where the service's folder is")
+    with instance.locked():
+        try:
+            with _database(instance) as database:
+                migrate(database)
+                report = ingest(database, open_store(instance.store), own_code())
+        except DatabaseError as error:
+            file = instance.database_url.removeprefix("sqlite:///")
+            raise LocalError(f"{file} cannot be used ({error.orig}); move it away and call again") from None
+        if new := report.keys.get("default") or next(iter(report.keys.values()), None):
+            write_private(instance.client_file, json.dumps({"url": instance.url, "key": new}))
+    return report
 
 
 def _options(

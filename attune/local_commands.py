@@ -1,4 +1,4 @@
-"""`attune up`, `attune down`, `attune doctor`: the service on this machine. Exit codes as everywhere: 0, 1, 2, 130."""
+"""`attune up`, `down`, `doctor`, `reingest`: the service on this machine. Exit codes as everywhere: 0, 1, 2, 130."""
 
 import argparse
 import sys
@@ -23,6 +23,8 @@ def add(command: Command) -> None:
     _folder(sub)
     sub = command("doctor", _doctor, "check everything that the service needs, and say what to do")
     sub.add_argument("--base", help="also check that this base can be read")
+    _folder(sub)
+    sub = command("reingest", _reingest, "take in what of the store the database lacks, for one that was lost")
     _folder(sub)
 
 
@@ -89,6 +91,28 @@ def _doctor(args: argparse.Namespace) -> int:
     if args.json:
         show_jobs.dump([finding._asdict() for finding in findings])
     return 1 if any(finding.needed and not finding.ok for finding in findings) else 0
+
+
+def _reingest(args: argparse.Namespace) -> int:
+    """Exit code 1 also where some of the store could not be taken in."""
+    try:
+        from attune.instance import Instance
+        from attune.local import reingest
+    except ModuleNotFoundError as error:
+        return failed(args, f"{error.name} is not installed: pip install 'attune[service]'")
+    instance = Instance(home(args.data))
+    try:
+        report = reingest(instance)
+    except LocalError as error:
+        return failed(args, str(error), code=2)
+    if args.json:
+        show_jobs.dump(report.to_json())
+    else:
+        print("\n".join(report.lines()))
+        waiting = sum(n for status, n in report.jobs.items() if status in ("queued", "validating"))
+        if waiting and not instance.running:
+            print(f"{waiting} unfinished job(s) go on after the next `attune up`")
+    return 1 if report.problems else 0
 
 
 def _say(line: str) -> None:

@@ -76,8 +76,6 @@ def add(parser: Parser, command: Command, roots: Callable[[Parser], None], roots
     source.add_argument("--uri", metavar="REF", help="add what the service finds under this reference")
     sub.add_argument("--name", help="name of what is added (default: its own)")
     as_json(sub)
-    sub = command("reingest", _reingest, "rebuild the database from the store (not built yet)")
-    as_json(sub)
     sub = command("completion", lambda args: _completion(parser, args), "print a script that completes commands")
     sub.add_argument("shell", choices=completion.SHELLS, help="e.g. source <(attune completion bash)")
 
@@ -266,10 +264,6 @@ def _datasets(client: "Client", args: argparse.Namespace) -> int:
         found = client.datasets.get(str(args.id))
     (show_jobs.dump if args.json else show_jobs.dataset)(found)
     return 2 if found["status"] == "refused" else 0
-
-
-def _reingest(args: argparse.Namespace) -> int:
-    return failed(args, "not built yet; nothing is lost by waiting: the store keeps all that it will need", code=2)
 
 
 def _completion(parser: Parser, args: argparse.Namespace) -> int:

@@ -142,7 +142,7 @@ def end(session: Session, job_id: str, no: int, to: AttemptStatus, reason: str, 
 def _end(session, attempt: Attempt, to: AttemptStatus, reason: str | None, message: str, actor: str, result) -> None:
     if to not in ATTEMPT[attempt.status] & set(ENDED):  # type: ignore[index]
         raise ValueError(f"an attempt that is {attempt.status} cannot become {to}")
-    message = _plain(message)
+    message = plain(message)
     attempt.status, attempt.reason, attempt.message, attempt.result_sha256 = to, reason, message, result
     session.flush()
     session.execute(
@@ -171,7 +171,7 @@ def _take_in(session: Session, attempt: Attempt, first_seq: int, sent: Sequence[
     """Events that are new, each to where it belongs: steps to the metrics, the rest to the history."""
     if first_seq > attempt.acked_seq + 1:
         raise GapError(attempt.acked_seq)
-    new = [_plain(event) for event in sent[attempt.acked_seq + 1 - first_seq :]]
+    new = [plain(event) for event in sent[attempt.acked_seq + 1 - first_seq :]]
     if not new:
         return
     actor, history, columns = f"runner:{attempt.runner_id}", [], {}
@@ -205,13 +205,13 @@ def _take_in(session: Session, attempt: Attempt, first_seq: int, sent: Sequence[
     session.refresh(attempt)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What both databases can hold: messages are foreign text, and JSON has no nan."""
     match value:
         case dict():
-            return {key: _plain(v) for key, v in value.items()}
+            return {key: plain(v) for key, v in value.items()}
         case list():
-            return [_plain(v) for v in value]
+            return [plain(v) for v in value]
         case str():
             return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
         case float() if not math.isfinite(value):

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from db import records
 from db.models import Dataset
 from db.session import Database, now
 from db.settings import Settings
@@ -34,6 +35,7 @@ def add(session: Session, project_id: str, dataset_id: str, name: str, status: s
     session.add(row)
     session.flush()
     session.refresh(row)
+    records.due(session, row.id)
     return row
 
 
@@ -67,7 +69,10 @@ def settle(session: Session, dataset_id: str, report: Mapping[str, Any], sha256:
     """The end of a validation: `ready` under its version's name, or `refused`. False where it was settled before."""
     waiting = update(Dataset).where(Dataset.id == dataset_id, Dataset.status == "validating")
     values = {"status": "ready" if sha256 else "refused", "report": dict(report), "manifest_sha256": sha256}
-    return session.execute(waiting.values(**values)).rowcount == 1  # type: ignore[attr-defined]
+    if session.execute(waiting.values(**values)).rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    records.due(session, dataset_id)
+    return True
 
 
 def unvalidated(session: Session, limit: int = 100) -> list[str]:

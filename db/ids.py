@@ -16,3 +16,14 @@ def new_id(prefix: str) -> str:
     with _lock:
         _last = number = max(number, _last + 1)
     return prefix + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -5, -5))
+
+
+def made_at(id_: str) -> float:
+    """When an id was made, in unix seconds. ValueError where it is none of ours."""
+    digits = id_.rpartition("-")[2]
+    if len(digits) != 26:
+        raise ValueError(f"{id_!r} is no id")
+    number = 0
+    for digit in digits:
+        number = number << 5 | _ALPHABET.index(digit)
+    return (number >> 80) / 1000

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, exists, func, literal, select, update
 from sqlalchemy.orm import Session, defer
 
-from db import events, metrics, outbox
+from db import events, metrics, outbox, records
 from db.events import New
 from db.ids import new_id
 from db.models import Attempt, Event, Job, Lease
 from db.session import now
 from db.status import HELD, JOB, TERMINAL, Command, IllegalCommand, JobStatus, command, ending
+from trainer.result import Result
 
 
 def create(
@@ -37,6 +38,7 @@ def create(
     session.add(job)
     session.flush()
     events.append(session, job.id, [New("job.created", {"name": name})], actor=actor)
+    records.due(session, job.id)
     if wake:
         outbox.wake(session, "validate", job.id)
     return job
@@ -118,6 +120,8 @@ def move(
         return False
     data = {"status": to, **({"reason": reason} if reason else {}), **({"message": message} if message else {})}
     events.append(session, job_id, [New("job.status", data)], actor=actor, attempt_no=attempt_no)
+    if to in TERMINAL:
+        records.due(session, job_id)
     return True
 
 
@@ -179,6 +183,12 @@ def finish(session: Session, job_id: str, scores: Mapping[str, Any] | None = Non
     if to == "cancelled":
         reason = "user"
     return move(session, job_id, to, actor="service", reason=reason, message=message, columns=columns)
+
+
+def shown(result: Result) -> dict[str, Any]:
+    """What lists show of a result."""
+    scores = [score.model_dump(exclude={"method"}) for score in result.scores]
+    return {"metric": result.metric, "scores": scores, "step": result.steps, "steps": result.planned_steps}
 
 
 def order(session: Session, job: Job, asked: Command, actor: str) -> Job:

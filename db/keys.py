@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from db import records
 from db.attempts import digest
 from db.ids import new_id
 from db.models import Audit, Key, Project
@@ -37,6 +38,7 @@ def project(session: Session, name: str) -> Project:
         found = Project(id=new_id("proj-"), name=name, created_at=now(session))
         session.add(found)
         session.flush()
+        records.due(session, found.id)
     return found
 
 

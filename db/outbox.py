@@ -1,6 +1,6 @@
 """Wake-ups for the workers: written with the row they are about, sent after the commit, by whoever comes first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import delete, select, update
@@ -11,6 +11,10 @@ from db.session import Database, now
 
 KEPT_S = 3600.0
 """How long sent rows are kept, for looking."""
+RECORD = "record"
+"""The one topic that is no wake-up: `db.records` works off these rows itself."""
+UNSENT = (Outbox.sent_at.is_(None), Outbox.topic != RECORD)
+UNRECORDED = (Outbox.sent_at.is_(None), Outbox.topic == RECORD)
 
 
 class Wake(NamedTuple):
@@ -36,7 +40,7 @@ def again(session: Session, topic: str, key: str, after_s: float) -> bool:
 
 def waits(session: Session) -> bool:
     """Whether anything is to be sent."""
-    return session.scalar(select(Outbox.id).where(Outbox.sent_at.is_(None)).limit(1)) is not None
+    return session.scalar(select(Outbox.id).where(*UNSENT).limit(1)) is not None
 
 
 def relay(database: Database, send: Callable[[Wake], None], limit: int = 100) -> int:
@@ -44,18 +48,23 @@ def relay(database: Database, send: Callable[[Wake], None], limit: int = 100) ->
     bear; `send` may raise, and what it was to send waits on."""
     with database.read() as session:
         waiting = session.execute(
-            select(Outbox.id, Outbox.topic, Outbox.key).where(Outbox.sent_at.is_(None)).order_by(Outbox.id).limit(limit)
+            select(Outbox.id, Outbox.topic, Outbox.key).where(*UNSENT).order_by(Outbox.id).limit(limit)
         ).all()
-    sent: list[int] = []
+    done: list[int] = []
     try:
         for row in waiting:
             send(Wake(row.topic, row.key))
-            sent.append(row.id)
+            done.append(row.id)
     finally:
-        if sent:
+        if done:
             with database.write() as session:
-                session.execute(update(Outbox).where(Outbox.id.in_(sent)).values(sent_at=now(session)))
-    return len(sent)
+                sent(session, done)
+    return len(done)
+
+
+def sent(session: Session, ids: Sequence[int]) -> None:
+    """These rows need no more looking after."""
+    session.execute(update(Outbox).where(Outbox.id.in_(ids)).values(sent_at=now(session)))
 
 
 def sweep(session: Session) -> int:

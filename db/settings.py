@@ -12,6 +12,11 @@ def _user_cache() -> str:
     return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 
 
+def own_code() -> str:
+    """Word for this code's version: ATTUNE_CODE, else the package's."""
+    return os.environ.get("ATTUNE_CODE") or version("attune")
+
+
 class SettingsError(ValueError):
     """A variable is missing or wrong; the message names it, and shows no values: some are secret."""
 
@@ -39,7 +44,7 @@ class Settings(BaseSettings):
     """Folder of copies that may be thrown away: uploaded data sets, bases from S3."""
     trusted: bool = False
     """Specs may name any place of this machine's disk: right where the service runs as the only user who asks."""
-    code: str = version("attune")
+    code: str = Field(default_factory=own_code)
     """Word for the code's version; a pool's runners all run the same."""
     max_runners: int = Field(default=1, ge=0)
     """Most runners at a time, over all pools."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import jobs
+from db import jobs, records
 from db.ids import new_id
 from db.models import Job, Study
 from db.session import now
@@ -54,6 +54,7 @@ def create(
         jobs.validated(session, made.id, job.resolved, job.spec_hash, job.pool)
         ids[key] = made.id
     study.cells = [{**cell, "jobs": [ids[key] for key in cell["jobs"]]} for cell in cells]
+    records.due(session, study.id)
     return study
 
 

@@ -208,7 +208,8 @@ def test_the_end_wakes_who_goes_on(database):
 
     def topics() -> list[tuple[str, str]]:
         with database.read() as session:
-            return [(w.topic, w.key) for w in session.scalars(select(Outbox).order_by(Outbox.id))]
+            found = select(Outbox).where(Outbox.topic != "record").order_by(Outbox.id)
+            return [(w.topic, w.key) for w in session.scalars(found)]
 
     runner = a_runner(database)
     mine = held(database, runner)

@@ -103,7 +103,7 @@ def test_paused_while_validating_it_is_never_queued_for_anybody(database):
     assert status(database, job) == "paused"
     assert claim(database, a_runner(database)) is None
     with database.read() as session:
-        assert [w.topic for w in session.scalars(select(Outbox))] == ["validate"]
+        assert [w.topic for w in session.scalars(select(Outbox).where(Outbox.topic != "record"))] == ["validate"]
     assert order(database, job, "resume") == "queued"
     assert claim(database, a_runner(database)) is not None
 

@@ -48,5 +48,4 @@ def _read(store: Store, job: Job, last: Attempt) -> tuple[dict[str, Any], str]:
         return {}, f"{key} is not in the store {store.uri}"
     except (DamagedError, ValidationError) as error:
         return {}, f"{key} cannot be read: {error}"
-    scores = [score.model_dump(exclude={"method"}) for score in result.scores]
-    return {"metric": result.metric, "scores": scores, "step": result.steps, "steps": result.planned_steps}, ""
+    return jobs.shown(result), ""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from celery import Celery
 
-from db import outbox
+from db import outbox, records
 from db.outbox import Wake
 from db.session import Database
 from db.settings import Settings
@@ -22,7 +22,7 @@ from worker.reconcile import reconcile
 from worker.scheduler import scale
 from worker.turn import turn
 
-EVERY_S = {"relay": 1.0, "scale": 5.0, "reconcile": 5.0, "collect": 300.0}
+EVERY_S = {"relay": 1.0, "record": 2.0, "scale": 5.0, "reconcile": 5.0, "collect": 300.0}
 """Seconds between the ticks that come by themselves."""
 
 
@@ -46,6 +46,16 @@ def relay(parts: Parts) -> None:
             outbox.relay(parts.database, parts.send)
 
 
+def record(parts: Parts) -> None:
+    """Write down in the store what only the database knows."""
+    with parts.database.read() as session:
+        if not records.wait(session):
+            return
+    with turn(parts.database, "record") as mine:
+        if mine:
+            records.write(parts.database, parts.store)
+
+
 def install(app: Celery, parts: Parts) -> None:
     """Make the ticks tasks of the app."""
 
@@ -62,4 +72,5 @@ def install(app: Celery, parts: Parts) -> None:
     tick("finalize", lambda job_id: finalize(parts.database, parts.store, job_id))
     tick("reconcile", lambda key: reconcile(parts.database, parts.ray))
     tick("collect", lambda key: collect(parts.database, parts.ray))
+    tick("record", lambda key: record(parts))
     tick("relay", lambda key: None)
