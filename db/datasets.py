@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from db import records
+from db.heard import Heard
 from db.models import Dataset
 from db.session import Database, now
 from db.settings import Settings
@@ -87,7 +88,8 @@ def unvalidated(session: Session, limit: int = 100) -> list[str]:
 def validate(database: Database, store: Store, settings: Settings, dataset_id: str) -> bool:
     """Unpack, validate and store a data set; whether this call settled it. One at a time is the caller's business.
 
-    What the user can do something about makes it `refused`; anything else is raised, and it waits on.
+    What the user can do something about makes it `refused`; anything else is raised, and it waits on. Where another
+    process has begun and died, this one goes on from what it had heard.
     """
     with database.read() as session:
         row = find(session, dataset_id)
@@ -101,7 +103,7 @@ def validate(database: Database, store: Store, settings: Settings, dataset_id: s
             ref, roots = store.get(f"{row.prefix}/{URI}").decode(), settings.roots
         else:
             ref, roots = str(_unpacked(store, row.prefix, folder)), ["."]
-        report, version = examine(ref, roots)
+        report, version = examine(ref, roots, Heard(store, row.prefix))
     except (ArchiveError, ManifestError, SpecError) as error:
         message = str(error).replace(f"{folder}/content/", "").replace(f"{folder}/content", "the upload")
         report, version = {"rows": 0, "errors": 1, "warnings": 0, "notes": 0, "message": message, "manifests": {}}, None

@@ -270,9 +270,7 @@ def begun(store, job_id: str, corpus, *results: dict[str, Any] | None) -> str:
 
 def rows(database, model) -> list[dict[str, Any]]:
     with database.read() as session:
-        return [
-            {c.key: getattr(row, c.key) for c in model.__table__.columns} for row in session.scalars(select(model))
-        ]
+        return [{c.key: getattr(row, c.key) for c in model.__table__.columns} for row in session.scalars(select(model))]
 
 
 def everything(database) -> dict[str, list[dict[str, Any]]]:

@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trainer import recordings
+from trainer.audio import AudioError
 from trainer.corpus import tasks_of
 from trainer.manifest import SPLITS, ManifestError, Utterance, locate, manifests_in, read_numbered, to_json
 from trainer.object_store import TEMPORARY, file_digest, safe_key
@@ -24,6 +26,7 @@ from trainer.spec import Task
 from trainer.store import ConflictError, DamagedError, Store
 from trainer.validate import Issue, Report, validate
 
+Heard = recordings.Recording | AudioError | None
 FILES, TASK = "files.json", "task.yaml"
 LIMIT = 200
 """Issues of each kind that a report keeps; all are counted."""
@@ -56,9 +59,12 @@ class _Manifest:
     broken: list[Issue] = field(default_factory=list)
 
 
-def examine(ref: str, roots: Sequence[Path | str] = (".",)) -> tuple[dict[str, Any], Version | None]:
+def examine(
+    ref: str, roots: Sequence[Path | str] = (".",), hear: Callable[[Utterance], Heard] = recordings.examine
+) -> tuple[dict[str, Any], Version | None]:
     """Validate the data set that `ref` names, every manifest of its folder where it names the folder, and make a
-    version of it unless there are errors. Recordings must lie in the data set's folder: nothing else is opened.
+    version of it unless there are errors. Recordings must lie in the data set's folder: nothing else is opened. `hear`
+    examines one, or remembers what was found.
 
     The report is plain data, `manifests` with one `validate.Report` for the splits (lines run on from file to file) and
     one for each further manifest. ManifestError where there is no such data set, or no row in it; SpecError for its
@@ -78,7 +84,7 @@ def examine(ref: str, roots: Sequence[Path | str] = (".",)) -> tuple[dict[str, A
             found, last = _read(file, place.folder, place.split, offset)
             read.append(found)
             offset += last
-        reports[name] = _validated(read, tasks)
+        reports[name] = _validated(read, tasks, hear)
         manifests += read
     if not sum(report.rows for report in reports.values()):
         raise ManifestError(f"{ref}: no rows; a data set has a manifest.jsonl or train/dev/test.jsonl with some")
@@ -111,9 +117,12 @@ def _read(file: Path, folder: Path, split: str | None, offset: int) -> tuple[_Ma
     return found, number
 
 
-def _validated(read: Sequence[_Manifest], tasks: Mapping[str, Task]) -> Report:
+def _validated(
+    read: Sequence[_Manifest], tasks: Mapping[str, Task], hear: Callable[[Utterance], Heard]
+) -> Report:
     rows, lines = [u for m in read for u in m.rows], [n for m in read for n in m.lines]
-    report = validate(rows, tasks, lines=lines, limit=LIMIT) if rows else Report()
+    heard = (hear(row) for row in rows)
+    report = validate(rows, tasks, lines=lines, recordings=heard, limit=LIMIT) if rows else Report()
     for issue in (issue for m in read for issue in m.broken):
         report.add(issue, LIMIT)
         report.rows += 1

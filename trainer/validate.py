@@ -88,7 +88,7 @@ def validate(
     *,
     lines: Sequence[int] | None = None,
     listen: bool = True,
-    recordings: Sequence[Recording | AudioError | None] | None = None,
+    recordings: Iterable[Recording | AudioError | None] | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     limit: int = 1000,
