@@ -16,11 +16,17 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Starts the service on this machine, sends it the study and follows it; the service stays up until `attune down`.
+# The key makes a second call look at the same study again instead of training it twice.
 demo: install
-	$(BIN)/attune run suites/arabic-commands.yaml --out attune-demo
+	$(BIN)/attune up
+	$(BIN)/attune submit suites/arabic-commands.yaml --idempotency-key make-demo --watch --out attune-demo
+	@echo "The service goes on running; end it with: $(BIN)/attune down"
 
 demo-orders: install
-	$(BIN)/attune run suites/coffee-orders.yaml --out attune-demo-orders
+	$(BIN)/attune up
+	$(BIN)/attune submit suites/coffee-orders.yaml --idempotency-key make-demo-orders --watch --out attune-demo-orders
+	@echo "The service goes on running; end it with: $(BIN)/attune down"
 
 # All tests but those that start a Ray cluster, a browser or the service's processes.
 test: install

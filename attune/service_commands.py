@@ -233,6 +233,8 @@ def _tell_study(client: "Client", args: argparse.Namespace, id_: str) -> None:
 
         files = write(client.studies.report(id_), args.out)
         print(f"{', '.join(file.name for file in files)} written to {args.out}", file=sys.stderr)
+    if not args.json:
+        print(f"dashboard: {client.url}/dashboard/studies/{id_}")
 
 
 def _compare(client: "Client", args: argparse.Namespace) -> int:
