@@ -1,8 +1,8 @@
 """Attempts: claimed under a lease, kept alive by heartbeats, ended once. Every write is guarded by the token."""
 
 import hashlib
+import hmac
 import math
-import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class GapError(Exception):
 
 
 class Claim(NamedTuple):
-    """What a runner gets; the token is told once and kept as a hash."""
+    """What a runner gets; the token is kept as a hash."""
 
     job: Job
     no: int
@@ -47,8 +47,31 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def claim(session: Session, runner: Runner) -> Claim | None:
-    """The next job of the runner's pool: highest priority, then the project with the fewest running, then age."""
+def held(session: Session, runner: Runner, secret: str) -> Claim | None:
+    """The live attempt that the runner has, told again under a new lease: the answer to its claim was lost. A runner
+    has one at most, so a claim that arrives late or twice takes nothing that the runner would never hear of."""
+    live = select(Attempt.job_id, Attempt.no).where(Attempt.runner_id == runner.id, Attempt.status.in_(LIVE))
+    mine = session.execute(live).first()
+    if mine is None:
+        return None
+    token = _token(secret, mine.job_id, mine.no)
+    try:
+        _held(session, mine.job_id, mine.no, token)
+    except FencedError:  # it has ended just now
+        return None
+    return Claim(session.get_one(Job, mine.job_id, populate_existing=True), mine.no, token)
+
+
+def _token(secret: str, job_id: str, no: int) -> str:
+    """Made of the runner's own, so that it can be told again and is nowhere kept: asked twice, it is the same."""
+    return hmac.new(secret.encode(), f"{job_id}/{no}".encode(), hashlib.sha256).hexdigest()
+
+
+def claim(session: Session, runner: Runner, secret: str) -> Claim | None:
+    """The next job of the runner's pool: highest priority, then the project with the fewest running, then age. What
+    the runner has already comes first; one that is to leave gets nothing else. `secret`: the runner's token."""
+    if (mine := held(session, runner, secret)) is not None or runner.status != "alive":
+        return mine
     busy = aliased(Job)
     load = (
         select(func.count()).where(busy.project_id == Job.project_id, busy.status.in_(HELD)).correlate(Job)
@@ -63,7 +86,8 @@ def claim(session: Session, runner: Runner) -> Claim | None:
     job = session.scalars(chosen).first()
     if job is None:
         return None
-    no, token = job.attempts + 1, secrets.token_urlsafe(32)
+    no = job.attempts + 1
+    token = _token(secret, job.id, no)
     who = f"runner:{runner.id}"
     if not jobs.move(session, job.id, "running", actor=who, attempt_no=no, columns={"attempts": no}):
         return None
@@ -187,6 +211,8 @@ def _take_in(session: Session, attempt: Attempt, first_seq: int, sent: Sequence[
                 if event["state"] == "training":
                     columns["start_step"] = columns["step"] = event["step"]
                 history.append(New(f"attempt.{event['state']}", _rest(event)))
+            case "progress":
+                columns["progress_at"] = now(session)
             case "checkpoint":
                 metrics.checkpoint(session, attempt, event["step"], event["prefix"])
                 history.append(New("checkpoint", _rest(event)))
@@ -227,6 +253,8 @@ def _summarise(session: Session, attempt: Attempt, new: list[dict[str, Any]], st
     """What lists show of a running job."""
     said: dict[str, Any] = {}
     for event in new:
+        if event["kind"] == "progress":
+            said["progress"] = _rest(event)
         if event["kind"] == "state":
             said |= {"state": event["state"], **{k: event[k] for k in ("step", "steps") if k in event}}
     if steps:

@@ -63,10 +63,10 @@ class Site:
         """The next queued job of a pool, claimed by a fresh runner."""
         with self.database.write() as session:
             started = runners.start(session, pool, CODE, 1, 0)
-            token = runners.register(session, started.id, started.bootstrap)
-            runner = runners.seen(session, started.id, token or "")
+            token = runners.register(session, started.id, started.bootstrap) or ""
+            runner = runners.seen(session, started.id, token)
             assert runner is not None
-            found = attempts.claim(session, runner)
+            found = attempts.claim(session, runner, token)
         assert found is not None
         return found
 

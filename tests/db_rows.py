@@ -59,7 +59,7 @@ def claim(database: Database, runner: ARunner) -> attempts.Claim | None:
     with database.write() as session:
         row = runners.seen(session, runner.id, runner.token)
         assert row is not None
-        return attempts.claim(session, row)
+        return attempts.claim(session, row, runner.token)
 
 
 class Held(NamedTuple):

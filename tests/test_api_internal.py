@@ -1,9 +1,12 @@
 """The runner protocol as the API speaks it: who may, in which order, and what a repeated or forged call does."""
 
+import json
+import socket
 import threading
+from urllib.parse import urlsplit
 
 import pytest
-from api_server import Runner, Service, a_job, posted
+from api_server import Runner, Service, a_job, posted, until
 
 from db import jobs, runners
 
@@ -96,7 +99,8 @@ def test_of_many_runners_one_gets_the_job(service, job):
 
 def test_a_waiting_claim_gets_what_comes(service, job):
     runner = service.runner(job[1])
-    assert runner.claim()["job_id"] == job[0]
+    end = {"first_seq": 1, "events": [], "outcome": "succeeded"}
+    assert runner.tell(runner.claim(), "done", end).status_code == 200
     assert runner.ask(wait_s=0).status_code == 204
     got = []
     waiting = threading.Thread(target=lambda: got.append(runner.claim(wait_s=20)["job_id"]))
@@ -104,6 +108,28 @@ def test_a_waiting_claim_gets_what_comes(service, job):
     later = service.queued(SPEC)
     waiting.join()
     assert got == [later]
+
+
+def test_a_claim_whose_answer_never_arrives_costs_nothing(service, job):
+    """The connection dies after the call was sent: asked again, the runner gets what it has."""
+    runner = service.runner(job[1])
+    body = json.dumps({"protocol": 1, "pool": job[1], "code": service.settings.code, "world_size": 1, "wait_s": 0})
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname, place.port)) as line:
+        line.sendall(
+            f"POST /internal/v1/runners/{runner.id}/claim HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {runner.token}"
+            f"\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+    until(lambda: service.http.get(f"/v1/jobs/{job[0]}").json()["status"] == "running")
+    with service.database.write() as session:
+        runners.drain(session, runner.id)
+    claim = runner.claim()
+    assert (claim["job_id"], claim["attempt"]) == (job[0], 1)
+    assert runner.tell(claim, "beat", {"first_seq": 1, "events": []}).json()["action"] == "checkpoint_and_exit"
+    end = {"first_seq": 1, "events": [], "outcome": "yielded", "reason": "yielded"}
+    assert runner.tell(claim, "done", end).status_code == 200
+    assert runner.ask().status_code == 410
+    assert service.http.get(f"/v1/jobs/{job[0]}").json()["status"] == "queued"
 
 
 def test_beats_are_counted_not_repeated(service, job):

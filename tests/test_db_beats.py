@@ -107,7 +107,7 @@ def test_wrong_late_and_forged_tokens_are_refused(database):
     """And change nothing: neither a lease nor a row."""
     runner = a_runner(database)
     old = held(database, runner)
-    other = held(database, runner)
+    other = held(database)
     assert old.end("lost")
     new = reclaimed(database, runner, old.job)
     before = (row(database, old.job).last_seq, the_attempt(new).lease_expires_at)

@@ -1,11 +1,11 @@
 """Claims: each queued job once, whoever asks at the same time, and in a fair order."""
 
 import pytest
-from db_rows import a_job, a_runner, at_once, claim, held, row
+from db_rows import Held, a_job, a_runner, at_once, claim, held, row, state
 from sqlalchemy import select
 
 from db import jobs, runners
-from db.attempts import Claim
+from db.attempts import LEASE_S, Claim, FencedError, digest
 from db.models import Attempt, Runner
 
 pytest_plugins = ["databases"]
@@ -50,6 +50,71 @@ def test_a_claim_races_with_its_users_commands(database):
         assert (found.status, found.wanted) == ("running" if job in claimed else "cancelled", "cancel")
         with database.read() as session:
             assert len(jobs.attempts(session, job)) == (job in claimed)
+
+
+def test_a_claim_whose_answer_was_lost_is_answered_again(simulated, clock):
+    """The same attempt, under a new lease: nothing stands about until a lease runs out, and no fault is counted."""
+    runner, first = a_runner(simulated), a_job(simulated)
+    clock.at += 1
+    second = a_job(simulated)
+    lost = claim(simulated, runner)
+    clock.at += LEASE_S - 1
+    again = claim(simulated, runner)
+    assert (again.job.id, again.no, again.token) == (lost.job.id, 1, lost.token) == (first, 1, lost.token)
+    with simulated.read() as session:
+        kept = session.get_one(Attempt, (first, 1))
+        assert (kept.lease_expires_at, kept.used_runner) == (clock.at + LEASE_S, False)
+        assert kept.token_sha256 == digest(again.token)
+        assert session.get_one(Runner, runner.id).claims == 1
+    mine = Held(simulated, first, 1, again.token, runner.id)
+    mine.beat(1, state("loading"))
+    assert claim(simulated, runner).token == again.token  # the lost call comes late: it takes no other job
+    assert row(simulated, second).status == "queued"
+    mine.done("succeeded", first_seq=2)
+    assert row(simulated, first).faults == 0
+    assert claim(simulated, runner).job.id == second
+
+
+def test_the_same_claim_at_once_is_one_attempt(database):
+    """A client that asks again while its first request still runs."""
+    for _ in range(3):
+        a_job(database)
+    runner = a_runner(database)
+    found = at_once([lambda: claim(database, runner)] * 6)
+    assert len({(c.job.id, c.no, c.token) for c in found}) == 1
+    with database.read() as session:
+        assert [a.no for a in session.scalars(select(Attempt))] == [1]
+
+
+def test_a_runner_that_is_to_leave_gets_what_it_has_and_nothing_else(database):
+    """So that it gives the attempt back itself, at no charge."""
+    runner, job = a_runner(database), a_job(database)
+    lost = claim(database, runner)
+    a_job(database)
+    with database.write() as session:
+        runners.drain(session, runner.id)
+    again = claim(database, runner)
+    assert (again.job.id, again.token) == (job, lost.token)
+    mine = Held(database, job, 1, again.token, runner.id)
+    assert mine.beat() == (0, "checkpoint_and_exit")
+    mine.done("yielded", "yielded")
+    assert (row(database, job).status, row(database, job).faults) == ("queued", 0)
+    assert claim(database, runner) is None
+
+
+def test_every_attempt_and_every_runner_has_its_own_token(database):
+    """Also the same job on the same runner; what ended is not told again."""
+    runner, job = a_runner(database), a_job(database)
+    first = claim(database, runner)
+    Held(database, job, 1, first.token, runner.id).end("lost")
+    second = claim(database, runner)
+    Held(database, job, 2, second.token, runner.id).end("lost")
+    third = claim(database, a_runner(database))
+    assert [c.no for c in (first, second, third)] == [1, 2, 3]
+    assert len({c.token for c in (first, second, third)} | {runner.token}) == 4
+    for token in (first.token, second.token, runner.token):
+        with pytest.raises(FencedError):
+            Held(database, job, 3, token, runner.id).beat()
 
 
 def order(database, count: int, pool: str = "pool") -> list[str]:
@@ -122,7 +187,9 @@ def test_only_queued_jobs_are_claimed(database):
 def test_a_runner_is_used_after_its_first_claim(database):
     """An out-of-memory on a used one is not the job's fault."""
     runner = a_runner(database)
-    first, second = held(database, runner), held(database, runner)
+    first = held(database, runner)
+    first.done("succeeded")
+    second = held(database, runner)
     with database.read() as session:
         assert [session.get_one(Attempt, (h.job, h.no)).used_runner for h in (first, second)] == [False, True]
 

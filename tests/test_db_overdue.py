@@ -57,6 +57,21 @@ def test_beats_keep_a_lease(simulated, clock):
         mine.beat()
 
 
+def test_a_long_evaluation_that_gets_on_is_no_stall(simulated, clock):
+    """Every word on how far it is counts, and none of them fills the job's history."""
+    mine = held(simulated)
+    mine.beat(1, state("training", 9), state("evaluating"))
+    told = row(simulated, mine.job).last_seq
+    for n in range(1, 4):
+        wait(mine, clock, LOADING_S - 60)
+        mine.beat(2 + n, {"kind": "progress", "modality": "speech", "done": n, "of": 9, "at": clock.at})
+    assert late(simulated) == []
+    found = row(simulated, mine.job)
+    assert (found.last_seq, found.summary["progress"]["done"]) == (told, 3)
+    wait(mine, clock, LOADING_S + 1)
+    assert late(simulated) == [(mine.job, "fenced", "stalled")]
+
+
 def test_asked_to_cancel_it_has_a_minute(simulated, clock):
     mine = held(simulated)
     order(simulated, mine.job, "cancel")

@@ -78,7 +78,8 @@ def register(run: str, body: Register, app: App) -> dict[str, str]:
 
 @router.post("/runners/{run}/claim")
 async def claim(run: str, body: ClaimRequest, app: App, token: Token, request: Request) -> Any:
-    """The next job of the pool; 204 where none comes within `wait_s`, 410 where the runner is to leave."""
+    """The next job of the pool, or the one that the runner was given and has not ended; 204 where none comes within
+    `wait_s`, 410 where the runner is to leave."""
     end = asyncio.get_running_loop().time() + body.wait_s
     while True:
         claimed = await run_in_threadpool(_claim, app, run, body, token)
@@ -94,12 +95,14 @@ def _claim(app: Context, run: str, body: ClaimRequest, token: str) -> dict[str, 
         waits = body.pool in jobs.waiting(session)
     with app.database.write() as session:
         runner = runners.seen(session, run, token)
-        if runner is None or runner.status != "alive":
+        found = None if runner is None else attempts.held(session, runner, token)
+        if runner is None or (found is None and runner.status != "alive"):
             raise ApiError(410, "the runner is to leave", code="gone")
         if (runner.pool, runner.code) != (body.pool, body.code):
             message = f"runner {run} was started for pool {runner.pool} with code {runner.code}"
             raise ApiError(409, message, code="wrong_pool")
-        found = attempts.claim(session, runner) if waits else None
+        if found is None and waits:
+            found = attempts.claim(session, runner, token)
         return None if found is None else {"claims": [_told(session, found)]}
 
 
