@@ -1,7 +1,7 @@
 """The service's side of runner protocol v1 over real HTTP, in memory: what tests of the runner speak with.
 
 It keeps the promises that the runner builds on: a code is good once, events are numbered and taken once, `done` is
-idempotent, a fenced attempt gets 410 for ever.
+idempotent, a fenced attempt gets 410 for ever, and a runner that asks while it has an attempt gets it again.
 """
 
 import json
@@ -57,6 +57,10 @@ class ProtocolServer:
         self.drained = False
         self.lost_replies = 0
         """So many answers to calls for attempts are lost on the way, after the call has taken effect."""
+        self.lost_claims = 0
+        """So many answers with a claim are lost."""
+        self.held: dict[str, Any] | None = None
+        """The claim that the runner has not ended."""
         self.lock = threading.Lock()
         self.port, self._http = 0, None
         self.open()
@@ -117,7 +121,11 @@ class ProtocolServer:
             if re.fullmatch(r"/internal/v1/runners/run-[^/]+/register", path):
                 return self._register(body)
             if re.fullmatch(r"/internal/v1/runners/run-[^/]+/claim", path):
-                return self._claim(body, token)
+                answered = self._claim(body, token)
+                if answered[0] == 200 and self.lost_claims:
+                    self.lost_claims -= 1
+                    return 0, None
+                return answered
             if found := re.fullmatch(r"/internal/v1/attempts/(.+/\d+)/(beat|done)", path):
                 answered = self._attempt(self.attempts[found[1]], found[2], body, token)
                 if self.lost_replies:
@@ -137,7 +145,13 @@ class ProtocolServer:
         if token != self.token or self.drained:
             return 410, error("gone")
         self.claims.append(body)
-        return (200, {"claims": [self.queue.pop(0)]}) if self.queue else (204, None)
+        if self.held is None or self._over(self.held):
+            self.held = self.queue.pop(0) if self.queue else None
+        return (200, {"claims": [self.held]}) if self.held else (204, None)
+
+    def _over(self, claim: dict[str, Any]) -> bool:
+        attempt = self.attempts[f"{claim['job_id']}/{claim['attempt']}"]
+        return attempt.fenced or attempt.done is not None
 
     def _attempt(
         self, attempt: Attempt, what: str, body: dict[str, Any], token: str

@@ -78,6 +78,31 @@ def test_events_that_the_service_forgot_are_sent_again(server, lease):
     assert known.steps() == [1, 2, 3, 4, 5]
 
 
+def test_a_full_disk_stops_neither_training_nor_events(server, lease, tmp_path, capfd):
+    mine, known = lease
+    tell(mine, 1)
+    mine.spool.path.unlink()
+    mine.spool.path.mkdir()  # as little to be written to as a full disk
+    tell(mine, 2, 3)
+    assert mine.beat()
+    assert known.steps() == [1, 2, 3]
+    assert capfd.readouterr().err.count("events are kept in memory only") == 1
+    del known.events[1:]
+    tell(mine, 4)
+    assert not any(mine.beat() for _ in range(3))  # what it forgot, nobody has
+    assert mine() == "continue"
+
+
+def test_a_text_too_long_for_an_event_loses_its_middle(lease):
+    mine, known = lease
+    mine.sink({"kind": "error", "message": "a" * 30_000 + "z" * 30_000, "reason": "invalid_data"})
+    mine.beat()
+    text = known.events[0]["message"]
+    assert len(text) < trainer.lease.LONGEST + 100
+    assert (text[0], text[-1]) == ("a", "z")
+    assert "40000 characters are left out" in text
+
+
 def test_many_events_do_not_wait_for_the_next_heartbeat(server, tmp_path):
     mine, known = a_lease(server, tmp_path, beat_s=3600)
     mine.start()

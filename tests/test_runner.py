@@ -159,6 +159,29 @@ def test_nothing_is_lost_or_doubled_while_the_service_is_away(server, settings, 
     same_bits(left(tmp_path, "ftjob-1"), calm[0], calm)
 
 
+def test_a_claim_whose_answer_was_lost_is_made_once(server, settings, job):
+    first, second = server.submit(job, "ftjob-1"), server.submit(job, "ftjob-2")
+    server.lost_claims = 2
+
+    def drain(event):
+        server.drained |= event["kind"] == "predicted" and first.done is not None
+
+    assert serve(Ranks(), settings(idle_exit_s=3600), "code-1", drain) == "asked to leave"
+    assert [a.done["outcome"] for a in (first, second)] == ["succeeded"] * 2
+    assert len(server.claims) >= 4
+
+
+def test_a_store_that_does_not_answer_after_the_end_costs_no_result(
+    server, settings, job, monkeypatch, tmp_path, capfd
+):
+    attempt = server.submit(job, "ftjob-1")
+    monkeypatch.setattr(trainer.lease.LeasedStore, "digest", lambda *_: 1 / 0)
+    serve(Ranks(), settings(), "code-1")
+    assert (attempt.done["outcome"], attempt.done["result_sha256"]) == ("succeeded", None)
+    assert "final.json: written, but not read back (division by zero)" in capfd.readouterr().err
+    assert left(tmp_path, "ftjob-1").exists("final.json")
+
+
 def test_fenced_it_writes_nothing_more(server, settings, job, tmp_path):
     attempt, before = server.submit(job, "ftjob-1"), []
 

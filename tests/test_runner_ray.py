@@ -9,6 +9,7 @@ from protocol_server import ProtocolServer
 from ray_start import RayHead, until
 from runner_process import SECRET
 
+from trainer.lineage import cores
 from trainer.result import Result
 from trainer.run import run
 from trainer.store import FolderStore
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 def alone(tmp_path_factory):
     """(result, store) of the job without Ray and without a service."""
     store = FolderStore(tmp_path_factory.mktemp("alone"))
-    return run(runner_process.job()[1], store, threads=1), store
+    return run(runner_process.job()[1], store), store
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def server():
     found.close()
 
 
-def ended(head: RayHead, server, store, name: str, ranks: int) -> tuple[str, str]:
+def ended(head: RayHead, server, store, name: str, ranks: int, **changes: str) -> tuple[str, str]:
     """(status, what it printed) of a runner that was submitted as the service does it."""
-    told = {"ATTUNE_RUNNER_ID": name, "ATTUNE_WORLD_SIZE": str(ranks)}
+    told = {"ATTUNE_RUNNER_ID": name, "ATTUNE_WORLD_SIZE": str(ranks), **changes}
     with RayJobs(head.address, timeout_s=60) as ray:
         env = runner_process.environment(server, store, **told)
         ray.submit(name, f"exec {shlex.quote(sys.executable)} -m trainer.runner", env=env)
@@ -45,11 +46,12 @@ def ended(head: RayHead, server, store, name: str, ranks: int) -> tuple[str, str
     return job.status, said
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_two_jobs_on_one_warm_runner(ray_head: RayHead, server, alone, tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "threads"), [(1, ""), (2, "1")])
+def test_two_jobs_on_one_warm_runner(ray_head: RayHead, server, alone, tmp_path, ranks, threads):
+    """The number of threads is the trainer's own, or what it was told; Ray would have every worker use one."""
     first = server.submit(runner_process.job()[1], "ftjob-1")
     second = server.submit(runner_process.job(seed=3)[1], "ftjob-2")
-    status, said = ended(ray_head, server, tmp_path / "store", f"run-of-{ranks}", ranks)
+    status, said = ended(ray_head, server, tmp_path / "store", f"run-of-{ranks}", ranks, ATTUNE_THREADS=threads)
     assert status == "SUCCEEDED", said
     assert [a.steps() for a in (first, second)] == [[1, 2, 3]] * 2
     assert [(a.done or {})["outcome"] for a in (first, second)] == ["succeeded"] * 2
@@ -57,7 +59,7 @@ def test_two_jobs_on_one_warm_runner(ray_head: RayHead, server, alone, tmp_path,
     assert len([note for note in notes if note.startswith("base ")]) == 1
     store = FolderStore(tmp_path / "store" / "projects/p/jobs/ftjob-1")
     final = Result.model_validate_json(store.get("final.json"))
-    assert (final.lineage.world_size, final.lineage.threads) == (ranks, 1)
+    assert (final.lineage.world_size, final.lineage.threads) == (ranks, int(threads or cores()))
     assert final.final_loss == pytest.approx(alone[0].final_loss, rel=1e-4)
     if ranks == 1:  # the same bits are claimed for the same number of ranks
         for key in ("checkpoints/3/adapter/adapter_model.safetensors", "predictions/speech.jsonl"):
@@ -70,3 +72,12 @@ def test_a_runner_whose_code_was_used_fails_and_is_not_started_again(ray_head: R
     assert status == "FAILED"
     assert "its code was used before" in said
     assert [call.rsplit("/", 1)[1] for call in server.calls] == ["register"]
+
+
+def test_a_runner_that_gets_no_workers_says_so_and_ends(ray_head: RayHead, server, tmp_path):
+    """The head has two CPUs. Nothing was registered, so the service may start it again."""
+    status, said = ended(ray_head, server, tmp_path, "run-too-large", 3, ATTUNE_START_S="3")
+    assert status == "FAILED"
+    assert "run-too-large: asks Ray for 3 worker(s) of one CPU each; free are 2 CPUs, 0 GPUs" in said
+    assert "run-too-large: Ray did not start 3 worker(s) of one CPU each: " in said[-700:]
+    assert server.calls == []

@@ -27,25 +27,34 @@ RETRY_S = 1.0
 """Wait after a first failed call; doubled with every further one, up to a quarter of the lease."""
 
 
+LONGEST = 20_000
+"""Characters of a text in an event; the whole is in the store."""
+
+
 class FencedError(RuntimeError):
     """The service has taken the attempt away: nothing more may be written for it."""
 
 
 class Spool:
     """Numbered events: what the service has not acknowledged in memory, all of them in a file, for a service that
-    forgets what it had acknowledged (a database restored)."""
+    forgets what it had acknowledged (a database restored). Where the disk is full there is no file, and such a service
+    counts as away."""
 
     def __init__(self, path: Path, first: int):
         self.path, self._first, self._next = path, first, first
-        self._lock, self._waiting = threading.Lock(), deque[Event]()
-        path.touch(exist_ok=False)
+        self._lock, self._waiting, self._whole = threading.Lock(), deque[Event](), True
 
     def add(self, event: Event) -> None:
         """The next number goes to `event`."""
         with self._lock:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
             self._waiting.append(event)
+            try:
+                if self._whole:
+                    with self.path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(event) + "\n")
+            except OSError as error:
+                self._whole = False
+                print(f"{self.path}: {error}; events are kept in memory only", file=sys.stderr, flush=True)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -58,7 +67,7 @@ class Spool:
     def acknowledge(self, last: int) -> None:
         """The service has every event up to number `last`, and none after it."""
         with self._lock:
-            if last + 1 < self._next:
+            if last + 1 < self._next and self._whole:
                 lines = self.path.read_text(encoding="utf-8").splitlines()
                 self._next = max(last + 1, self._first)
                 self._waiting = deque(json.loads(line) for line in lines[self._next - self._first :])
@@ -111,7 +120,7 @@ class Lease:
                 self._state = {**self._state, "step": step}
         if event["kind"] in ("state", "step", "checkpoint", "progress", "predicted"):
             self._state = {**self._state, "progress_at": at}
-        self.spool.add({**event, "at": at})
+        self.spool.add({**{key: _short(value) for key, value in event.items()}, "at": at})
         if len(self.spool) >= MANY:
             with self._changed:
                 self._changed.notify()
@@ -209,7 +218,7 @@ class Lease:
             taken = self._send("done", self._end) is not None if last else self.beat()
             self.check()
             if taken and last:
-                os.unlink(self.spool.path)
+                self.spool.path.unlink(missing_ok=True)
                 return True
             left = until - self.clock()
             if left <= 0:
@@ -224,6 +233,13 @@ class Lease:
 
     def _say(self, message: str) -> None:
         print(f"{self.name}: {message}", file=sys.stderr, flush=True)
+
+
+def _short(value: Any) -> Any:
+    """A text without its middle where it is too long for an event: the service would refuse it for ever."""
+    if not isinstance(value, str) or len(value) <= LONGEST:
+        return value
+    return f"{value[: LONGEST // 2]}\n… {len(value) - LONGEST} characters are left out …\n{value[-LONGEST // 2 :]}"
 
 
 class LeasedStore:

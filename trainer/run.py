@@ -123,7 +123,7 @@ class _Job:
         self.device = device or own_device(ranks.rank, torch.cuda.device_count())
         if self.device.startswith("cuda:"):
             torch.cuda.set_device(self.device)
-        self.threads = threads or int(os.environ.get("ATTUNE_THREADS", 0))
+        self.threads = threads or int(os.environ.get("ATTUNE_THREADS") or 0)
         self.threads = self.threads or max(1, lineage.cores() // ranks.world_size)
         # Sums over threads depend on their number, so it is set here and not left to the environment.
         torch.set_num_threads(self.threads)

@@ -8,6 +8,7 @@ the other on a base that is loaded once; leaves when there is no work.
     ATTUNE_CACHE                      where copies of uploaded data sets and of bases are kept (the user's cache)
     ATTUNE_WORLD_SIZE                 ranks that share each step (1)
     ATTUNE_IDLE_EXIT_S (60), ATTUNE_DETACHED_MAX_S (1800), ATTUNE_BEAT_S (5), ATTUNE_CODE (the package's version)
+    ATTUNE_START_S                    how long to wait for Ray's workers (300)
 
 Exit codes: 0 no work left, or asked to leave; 1 something went wrong; 2 the environment is not complete. `--local` runs
 the ranks as processes of this machine instead of workers of Ray. Only `on_ray` imports ray.
@@ -41,7 +42,7 @@ from trainer.ranks import Ranks, spawn
 from trainer.resolve import Resolved
 from trainer.result import Result, reason_of
 from trainer.run import run
-from trainer.store import open_store
+from trainer.store import Store, open_store
 from trainer.terminal import Limit
 
 WAIT_S = 20
@@ -75,6 +76,8 @@ class Settings:
     """Trains on for so many seconds without the service, then writes a checkpoint and leaves."""
     beat_s: float = 5.0
     """Seconds between heartbeats."""
+    start_s: float = 300.0
+    """Waits for so many seconds for the workers that it asks Ray for."""
     code: str = version("attune")
 
     @classmethod
@@ -86,13 +89,15 @@ class Settings:
         if missing or not code:
             raise SettingsError(f"set {', '.join(missing + ([] if code else [BOOTSTRAP]))}")
         given: dict[str, Any] = {key: environment[f"ATTUNE_{name}"] for key, name in needed.items()}
-        numbers = {"WORLD_SIZE": int, "IDLE_EXIT_S": float, "DETACHED_MAX_S": float, "BEAT_S": float, "CODE": str}
+        numbers = {"WORLD_SIZE": int, "IDLE_EXIT_S": float, "DETACHED_MAX_S": float, "BEAT_S": float, "START_S": float}
         for name, kind in numbers.items():
             if value := environment.get(f"ATTUNE_{name}"):
                 try:
                     given[name.lower()] = kind(value)
                 except ValueError:
                     raise SettingsError(f"ATTUNE_{name} is {value!r}; it must be a number") from None
+        if code_version := environment.get("ATTUNE_CODE"):
+            given["code"] = code_version
         if data := environment.get("ATTUNE_DATA"):
             given["data"] = [part for part in data.split(os.pathsep) if part]
         return cls(**given), code
@@ -217,7 +222,7 @@ class Runner:
         if lease is not None:
             key = "final.json" if made.outcome == "succeeded" else f"attempts/{claim['attempt']}/result.json"
             self.leave = self._reason_to_leave(resolved, made)
-            lease.end(made.outcome, made.reason, made.message, store.digest(key)[1])
+            lease.end(made.outcome, made.reason, made.message, _digest(store, key))
 
     def _brought(self, claim: dict[str, Any]) -> str:
         """Folder of uploaded data sets on this machine, those of the claim among them."""
@@ -281,6 +286,15 @@ class Runner:
         print(f"{self.lease.name if self.lease else self.settings.runner}: {message}", file=sys.stderr, flush=True)
 
 
+def _digest(store: Store, key: str) -> str | None:
+    """What the service may check the result by; None where the store does not answer, for the result is there."""
+    try:
+        return store.digest(key)[1]
+    except Exception as error:
+        print(f"{store.uri}/{key}: written, but not read back ({error})", file=sys.stderr, flush=True)
+        return None
+
+
 def _free_memory() -> int:
     """Free bytes of the GPU after tidying up; 0 without one."""
     if not torch.cuda.is_available():
@@ -307,8 +321,10 @@ def _local_rank(ranks: Ranks, settings: Settings, bootstrap: str) -> None:
 def on_ray(settings: Settings, bootstrap: str) -> None:
     """Ranks as workers of Ray Train, one GPU each where the cluster has as many. Ray retries nothing: any death ends
     the runner, and the service decides what comes next."""
+    # Ray waits for a minute, which is little where a cluster has yet to grow.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_s)
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, get_context
     from ray.train.torch import TorchConfig, TorchTrainer
 
     def rank() -> None:
@@ -317,8 +333,12 @@ def on_ray(settings: Settings, bootstrap: str) -> None:
 
     ray.init()
     gpus = ray.cluster_resources().get("GPU", 0) >= settings.world_size
+    wanted = f"{settings.world_size} worker(s) of one CPU{' and one GPU' if gpus else ''} each"
+    free = ray.available_resources()
+    free = f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
+    print(f"{settings.runner}: asks Ray for {wanted}; free are {free}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="attune-ray-") as folder:  # Ray's own notes; ours go to the store
-        TorchTrainer(
+        trainer = TorchTrainer(
             rank,
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(num_workers=settings.world_size, use_gpu=gpus),
@@ -327,7 +347,11 @@ def on_ray(settings: Settings, bootstrap: str) -> None:
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             ),
-        ).fit()
+        )
+        try:
+            trainer.fit()
+        except ControllerError as error:
+            raise EndedError(f"Ray did not start {wanted}: {error.controller_failure}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
