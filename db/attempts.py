@@ -13,7 +13,7 @@ from db import events, jobs, metrics, outbox
 from db.events import New
 from db.models import Attempt, Job, Runner
 from db.session import now
-from db.status import ATTEMPT, ENDED, HELD, LIVE, Action, AttemptStatus, action, after_attempt
+from db.status import ATTEMPT, ENDED, FAULTS, HELD, LIVE, Action, AttemptStatus, action, after_attempt
 
 LEASE_S = 60.0
 GRACE_S = 60.0
@@ -70,6 +70,7 @@ def _token(secret: str, job_id: str, no: int) -> str:
 def claim(session: Session, runner: Runner, secret: str) -> Claim | None:
     """The next job of the runner's pool: highest priority, then the project with the fewest running, then age. What
     the runner has already comes first; one that is to leave gets nothing else. `secret`: the runner's token."""
+    session.execute(select(Runner.id).where(Runner.id == runner.id).with_for_update())  # its claims one by one
     if (mine := held(session, runner, secret)) is not None or runner.status != "alive":
         return mine
     busy = aliased(Job)
@@ -177,7 +178,7 @@ def _end(session, attempt: Attempt, to: AttemptStatus, reason: str | None, messa
     job = session.get_one(Job, attempt.job_id, populate_existing=True, with_for_update=True)
     past = select(Attempt.reason, Attempt.used_runner).where(Attempt.job_id == job.id)
     tried = session.execute(past).all()
-    faults = sum(r.reason in ("infrastructure", "lost_heartbeat", "stalled") for r in tried)
+    faults = sum(r.reason in FAULTS for r in tried)
     fresh = any(r.reason == "out_of_memory" and not r.used_runner for r in tried)
     again = attempt.used_runner and not fresh
     status = after_attempt(to, reason, job.wanted, faults, job.retries, again)  # type: ignore[arg-type]

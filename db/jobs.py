@@ -209,6 +209,8 @@ def order(session: Session, job: Job, asked: Command, actor: str) -> Job:
         raise IllegalCommand(f"the job is {job.status}; it cannot become {status}")
     if status == "queued":
         outbox.wake(session, "scale", job.pool or "")
+    if status == "cancelled":
+        metrics.compact(session, job.id)
     session.refresh(job)
     return job
 

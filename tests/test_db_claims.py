@@ -194,6 +194,17 @@ def test_a_runner_is_used_after_its_first_claim(database):
         assert [session.get_one(Attempt, (h.job, h.no)).used_runner for h in (first, second)] == [False, True]
 
 
+def test_a_runner_holds_one_attempt(database):
+    """It asks again where the answer to its claim was lost, by many requests at once too."""
+    runner = a_runner(database)
+    mine = held(database, runner)
+    for _ in range(3):
+        a_job(database)
+    assert at_once([lambda: claim(database, runner)] * 6) == [None] * 6
+    mine.done("succeeded")
+    assert sum(c is not None for c in at_once([lambda: claim(database, runner)] * 6)) == 1
+
+
 def test_the_code_is_good_once_and_the_token_until_the_end(database):
     """Every user of the cluster sees the code in the Ray job's environment."""
     with database.write() as session:

@@ -2,11 +2,11 @@
 does, refused where it makes no sense, and the same twice is once."""
 
 import pytest
-from db_rows import a_job, a_runner, at_once, claim, held, reclaimed, row, state, status
-from sqlalchemy import select
+from db_rows import a_job, a_runner, at_once, claim, held, reclaimed, row, state, status, step
+from sqlalchemy import func, select
 
-from db import events, jobs
-from db.models import Outbox
+from db import events, jobs, metrics
+from db.models import Metric, Outbox
 from db.status import IllegalCommand
 
 pytest_plugins = ["databases"]
@@ -172,6 +172,22 @@ def test_cancelled_while_finalizing_it_is_not_finished_again(database):
     with database.write() as session:
         assert not jobs.finish(session, mine.job)
     assert status(database, mine.job) == "cancelled"
+
+
+@pytest.mark.parametrize("where", ["queued", "paused", "finalizing"])
+def test_a_job_that_is_cancelled_after_it_trained_leaves_its_curve(database, where):
+    """Rows of steps are for jobs that run; whoever ends one folds them."""
+    mine = held(database)
+    mine.beat(1, state("training", 0), step(1), step(2))
+    if where == "paused":
+        order(database, mine.job, "pause")
+    mine.done(*(("failed", "diverged") if where == "finalizing" else ("yielded", "yielded")), first_seq=4)
+    assert status(database, mine.job) == where
+    assert order(database, mine.job, "cancel") == "cancelled"
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Metric)) == 0
+        steps, losses = metrics.series(session, mine.job)["loss"]
+    assert (steps.tolist(), losses.tolist()) == ([1, 2], [1.0, 0.5])
 
 
 def test_commands_that_come_at_once_leave_one_answer(database):

@@ -1,11 +1,14 @@
 """What was lost is found again: attempts, runners, Ray jobs, wake-ups; and what nobody needs is forgotten."""
 
+import threading
+
 import pytest
+from api_server import until
 from db_rows import a_job, a_runner, held, row, state, status
 from fake_ray import FakeRay
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
-from db import jobs, leases, outbox, runners
+from db import attempts, jobs, leases, outbox, runners
 from db.attempts import GRACE_S, LEASE_S, STALLED_S, FencedError
 from db.models import Lease, Outbox, Runner
 from db.settings import Settings
@@ -86,6 +89,12 @@ def wakes(database, topic: str) -> list[str]:
     return [wake.key for wake in sent if wake.topic == topic]
 
 
+def waits_for_a_lock(database) -> bool:
+    """Whether a transaction on this Postgres waits for another."""
+    with database.read() as session:
+        return session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")) > 0
+
+
 # ---------------------------------------------------------------------------------- attempts
 
 
@@ -119,6 +128,24 @@ def test_one_that_does_not_stop_when_asked_is_fenced_after_the_grace(service):
         service.passes(5)
     assert status(service.database, mine.job) == "finalizing"
     assert service.ray.jobs[mine.runner].status == "STOPPED"
+
+
+def test_a_claim_that_comes_as_its_runner_is_given_up_is_lost_with_it(service):
+    """Whichever is first: no runner that has ended holds an attempt."""
+    runner = a_runner(service.database)
+    service.ray.submit(runner.id, "", env={})
+    service.ray.end(runner.id, "FAILED")
+    a_job(service.database)
+    with service.database.write() as session:
+        claimed = attempts.claim(session, runners.seen(session, runner.id, runner.token))
+        assert claimed is not None
+        giving_up = threading.Thread(target=reconcile, args=(service.database, service.ray))
+        giving_up.start()
+        if not service.database.sqlite:  # there it waits for the claim before it begins
+            until(lambda: waits_for_a_lock(service.database))
+    giving_up.join()
+    assert service.runner(runner.id).status == "ended"
+    assert status(service.database, claimed.job.id) == "queued"
 
 
 # ---------------------------------------------------------------------------------- the API away

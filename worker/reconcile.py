@@ -102,10 +102,10 @@ def end_runners(database: Database, listed: Mapping[str, RayJob] | None, leases_
         }
     for runner_id, why in gone.items():
         with database.write() as session:
+            runners.ended(session, runner_id, why)  # first: from here on it claims nothing more
             for attempt in runners.live_attempts(session, runner_id):
                 message = f"its runner is no more: {why}"
                 attempts.end(session, attempt.job_id, attempt.no, "lost", "infrastructure", message)
-            runners.ended(session, runner_id, why)
     return list(gone)
 
 
