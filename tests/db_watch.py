@@ -1,12 +1,13 @@
 """What must be so after every move of the state machine in test_db_machine.py, whatever came before: a model in plain
 Python of what jobs, attempts and runners may be, held against the rows."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Table
+from sqlalchemy import StaticPool, Table
 
 from db.attempts import GRACE_S, LEASE_S, LOADING_S, STALLED_S, STALLED_STEPS
 from db.models import Base
@@ -51,8 +52,8 @@ def rows(database: Database) -> Rows:
     global _last
     found: dict[str, Any] = {}
     with database.engine.connect() as connection:
-        at = None  # SQLite counts its one connection's changes: where there were none, nothing is read again
-        if database.sqlite:
+        at = None  # a lone connection counts all changes there are: where there were none, nothing is read again
+        if isinstance(database.engine.pool, StaticPool):
             driver = connection.connection.driver_connection
             at = (id(driver), driver.total_changes)  # type: ignore[union-attr]
             if _last is not None and _last[0] == at:
@@ -235,7 +236,7 @@ class Watch:
         job = self.jobs[job_id]
         assert [e.seq for e in events] == list(range(1, row.last_seq + 1)), f"{job_id}: gaps in its history"
         assert row.last_seq >= job.seq
-        for before, event in zip(events, events[1:], strict=False):
+        for before, event in itertools.pairwise(events):
             assert before.at <= event.at
         for event in events[job.seq :]:
             data = plain(event.data)

@@ -468,7 +468,8 @@ class World:
 
     def settled(self) -> bool:
         """Every job at its end, or paused as its user wanted."""
-        return all(j.status in TERMINAL or (j.status, j.wanted) == ("paused", "pause") for j in self.watch.jobs.values())
+        left = [j for j in self.watch.jobs.values() if j.status not in TERMINAL]
+        return all((j.status, j.wanted) == ("paused", "pause") for j in left)
 
     def round(self, seconds: float, ends: bool = False) -> Rows:
         """Runners and workers at work for a while, as far as API and Ray are there. `ends`: attempts succeed soon."""
