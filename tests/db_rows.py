@@ -112,6 +112,40 @@ def step(number: int, **values: Any) -> dict[str, Any]:
     return {"kind": "step", "step": number, "loss": 1 / number, "seconds": 0.5, **values}
 
 
+def order(database: Database, job: str, asked: Any) -> str:
+    """Gives a user's command; the status that its user is shown."""
+    with database.write() as session:
+        found = jobs.find(session, job)
+        assert found is not None
+        return jobs.order(session, found, asked, "user:key-1").status
+
+
+WANTED = {"pausing": "pause", "paused": "pause", "cancelled": "cancel"}
+"""What the user of a job in these wants, unless told otherwise."""
+
+
+def placed(database: Database, where: str, wanted: str = "", pool: str = "pool") -> str:
+    """A job that came to a status by the ordinary way, and what its user wants by now."""
+    wanted = wanted or WANTED.get(where, "run")
+    if where in ("validating", "queued", "paused", "cancelled"):
+        job = a_job(database, pool=pool, validated=where != "validating")
+    else:
+        mine = held(database, pool=pool)
+        job = mine.job
+        if where == "pausing":
+            order(database, job, "pause")
+    if wanted != "run":
+        order(database, job, wanted)
+    if where in ("finalizing", "succeeded", "failed"):
+        mine.done("failed" if where == "failed" else "succeeded", "diverged" if where == "failed" else None)
+    if where in ("succeeded", "failed"):
+        with database.write() as session:
+            assert jobs.finish(session, job)
+    found = row(database, job)
+    assert (found.status, found.wanted) == (where, wanted)
+    return job
+
+
 def status(database: Database, job: str) -> str:
     """Where the job is."""
     return row(database, job).status

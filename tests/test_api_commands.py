@@ -2,10 +2,8 @@
 a 409 that says why, is not to be retried and leaves no trace."""
 
 import pytest
-from db_rows import a_job, held, row
+from db_rows import placed
 from db_watch import rows
-
-from db import jobs
 
 pytest_plugins = ["databases", "api_service"]
 
@@ -33,42 +31,11 @@ def refusal(status: str, asked: str) -> str:
     return f"the job is {status}; it cannot be {asked}d any more; submit it again"
 
 
-def place(service, status: str, wanted: str, pool: str) -> str:
-    """A job that came there by the ordinary way."""
-    database = service.database
-
-    def order(asked: str) -> None:
-        with database.write() as session:
-            found = jobs.find(session, job)
-            assert found is not None
-            jobs.order(session, found, asked, "user:1")  # type: ignore[arg-type]
-
-    if status in ("validating", "queued", "paused", "cancelled"):
-        job = a_job(database, pool=pool, validated=status != "validating")
-        if wanted != "run":
-            order(wanted)
-    else:
-        mine = held(database, pool=pool)
-        job = mine.job
-        if status == "pausing":
-            order("pause")
-        if wanted != "run":
-            order(wanted)
-        if status in ("finalizing", "succeeded", "failed"):
-            mine.done("failed" if status == "failed" else "succeeded", "diverged" if status == "failed" else None)
-        if status in ("succeeded", "failed"):
-            with database.write() as session:
-                assert jobs.finish(session, job)
-    return job
-
-
 @pytest.mark.parametrize("asked", ["cancel", "pause", "resume"])
 @pytest.mark.parametrize(("status", "wanted"), PLACES)
 def test_every_command_whatever_its_user_wanted_before(service, status, wanted, asked):
     expected = PLACES[status, wanted][("cancel", "pause", "resume").index(asked)]
-    job = place(service, status, wanted, f"{status}-{wanted}-{asked}")
-    there = row(service.database, job)
-    assert (there.status, there.wanted) == (status, wanted)
+    job = placed(service.database, status, wanted, f"{status}-{wanted}-{asked}")
     before = rows(service.database)
     answer = service.http.post(f"/v1/jobs/{job}/{asked}")
     if expected == 409:
@@ -89,7 +56,7 @@ def test_every_command_whatever_its_user_wanted_before(service, status, wanted, 
 @pytest.mark.parametrize("asked", ["cancel", "pause", "resume"])
 def test_who_may_command(service, asked):
     """Nobody learns what others have, and a key to read is none to write."""
-    job = place(service, "queued", "run", f"who-{asked}")
+    job = placed(service.database, "queued", pool=f"who-{asked}")
     before = rows(service.database)
     for scope, project, status, code in [
         ("write", "elsewhere", 404, "job_not_found"), ("read", "default", 403, "insufficient_scope"),

@@ -1,48 +1,18 @@
 """A user's cancel, pause and resume in every status: done at once where nobody runs, told to the attempt where one
 does, refused where it makes no sense, and the same twice is once."""
 
+from collections.abc import Callable
+
 import pytest
-from db_rows import a_job, a_runner, at_once, claim, held, reclaimed, row, state, status, step
+from db_rows import a_job, a_runner, at_once, claim, held, order, placed, reclaimed, row, state, status, step
+from db_watch import rows
 from sqlalchemy import func, select
 
-from db import events, jobs, metrics
+from db import attempts, events, jobs, metrics
 from db.models import Metric, Outbox
 from db.status import IllegalCommand
 
 pytest_plugins = ["databases"]
-
-
-def order(database, job: str, asked) -> str:
-    """Gives the command; the status that its user is shown."""
-    with database.write() as session:
-        found = jobs.find(session, job)
-        assert found is not None
-        return jobs.order(session, found, asked, "user:key-1").status
-
-
-def place(database, where: str) -> str:
-    """A job that came to a status by the ordinary way."""
-    if where == "validating":
-        return a_job(database, validated=False)
-    if where in ("queued", "paused"):
-        job = a_job(database)
-        if where == "paused":
-            order(database, job, "pause")
-        return job
-    if where == "cancelled":
-        job = a_job(database)
-        order(database, job, "cancel")
-        return job
-    mine = held(database)
-    if where == "pausing":
-        order(database, mine.job, "pause")
-    if where in ("finalizing", "succeeded", "failed"):
-        mine.done("failed" if where == "failed" else "succeeded", "diverged" if where == "failed" else None)
-    if where in ("succeeded", "failed"):
-        with database.write() as session:
-            assert jobs.finish(session, mine.job)
-    assert status(database, mine.job) == where
-    return mine.job
 
 
 OUTCOMES = {
@@ -62,7 +32,7 @@ OUTCOMES = {
 @pytest.mark.parametrize("where", OUTCOMES)
 @pytest.mark.parametrize(("n", "asked"), list(enumerate(("cancel", "pause", "resume"))))
 def test_every_command_in_every_status_twice(database, where, n, asked):
-    job, expected = place(database, where), OUTCOMES[where][n]
+    job, expected = placed(database, where), OUTCOMES[where][n]
     before = row(database, job)
     if expected is None:
         with pytest.raises(IllegalCommand, match=where):
@@ -81,6 +51,39 @@ def test_every_command_in_every_status_twice(database, where, n, asked):
         told = [(e.type, e.actor) for e in events.after(session, job, before.last_seq)]
     heard = [f"job.{asked}"] * (before.wanted != once.wanted) + ["job.status"] * (before.status != once.status)
     assert told == [(kind, "user:key-1") for kind in heard]
+
+
+WRITERS: dict[str, tuple[Callable, dict[str, str]]] = {
+    # what it is called with, and where it takes a job that is not elsewhere
+    "validated": (lambda s, job: jobs.validated(s, job, {}, "0" * 64, "pool"), {"validating": "queued"}),
+    "refuse": (lambda s, job: jobs.refuse(s, job, "invalid_data", "row 3"), {"validating": "failed"}),
+    "validating": (lambda s, job: jobs.validating(s, job), {"validating": "validating"}),
+    "finish": (lambda s, job: jobs.finish(s, job), {"finalizing": "succeeded"}),
+    "end": (lambda s, job: attempts.end(s, job, 1, "lost", "stalled", ""), {"running": "queued", "pausing": "paused"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", OUTCOMES)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_writer_of_the_service_in_every_status(database, where, writer):
+    """Whatever comes late, by a slow worker or a repeated message, finds its job elsewhere and leaves it alone."""
+    job, (call, targets) = placed(database, where), WRITERS[writer]
+    before = rows(database)
+    with database.write() as session:
+        done = call(session, job)
+    assert bool(done) == (where in targets)
+    assert status(database, job) == targets.get(where, where)
+    if where not in targets:
+        assert rows(database) == before
+
+
+@pytest.mark.parametrize("where", OUTCOMES)
+def test_only_a_queued_job_is_claimed(database, where):
+    job = placed(database, where)
+    before = rows(database).job
+    found = claim(database, a_runner(database))
+    assert (found.job.id if found else None) == (job if where == "queued" else None)
+    assert (rows(database).job == before) == (where != "queued")
 
 
 def test_the_grace_period_counts_from_the_first_time(simulated, clock):
