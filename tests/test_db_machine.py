@@ -8,16 +8,19 @@ An interleaving is one executed rule; a rule is one call of a user or runner, on
 the middle of it, or the worker's death), one fault, or time. `ATTUNE_INTERLEAVINGS` says how many on SQLite.
 """
 
+import contextlib
+import itertools
 import logging
 import os
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
 from databases import fresh
 from db_rows import Clock
 from db_world import POOLS, VERDICTS, Process, Stepped, Trainer, World, read_imagined
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -33,6 +36,7 @@ from db import leases, runners
 from db.migrations import migrate
 from db.models import Base
 from db.outbox import Wake
+from db.status import JOB
 
 pytest_plugins = ["databases"]
 
@@ -65,6 +69,8 @@ class Machine(RuleBasedStateMachine):
     database: Stepped
     clock: Clock
     executed = 0
+    reached: Counter[str]
+    """Statuses of jobs, and reasons for which the service ended attempts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -330,41 +336,46 @@ class Machine(RuleBasedStateMachine):
         self.world.heal()
         for _ in range(ROUNDS):
             if self.world.settled():
+                self.reached.update(s for j in self.world.watch.jobs.values() for s in j.reached)
+                self.reached.update(f"{a.status} {a.reason}" for a in self.world.watch.attempts.values())
                 return
             self.world.round(ROUND_S, ends=True)
         left = {k: (j.status, j.wanted) for k, j in self.world.watch.jobs.items()}
         raise AssertionError(f"with everything healthy these came to no end: {left}")
 
 
-def run(database: Stepped, clock: Clock, count: int) -> int:
-    """So many rules on a database; how many were executed."""
-    machine: Any = type("Machine", (Machine,), {"database": database, "clock": clock, "executed": 0})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=max(1, -(-count // RULES)), stateful_step_count=RULES, deadline=None, database=None,
-            derandomize=ASKED is None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
-            phases=[Phase.generate, Phase.shrink],
-        ),
-    )  # fmt: skip
-    return machine.executed
+def run(database: Stepped, clock: Clock, count: int, first_seed: int) -> Any:
+    """So many rules on a database, some hundred examples at a time; the machine, with what it has counted."""
+    given = {"database": database, "clock": clock, "executed": 0, "reached": Counter()}
+    machine: Any = type("Machine", (Machine,), given)
+    numbers = itertools.count(first_seed)
+    while (left := count - machine.executed) > 0:
+        run_state_machine_as_test(
+            seed(next(numbers))(machine),
+            settings=settings(
+                max_examples=min(200, -(-left // RULES)), stateful_step_count=RULES, deadline=None, database=None,
+                suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+                phases=[Phase.generate, Phase.shrink],
+            ),
+        )  # fmt: skip
+    return machine
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"])
 def test_no_interleaving_breaks_an_invariant(request, engine, monkeypatch):
-    clock, began = Clock(), time.process_time()
+    clock, began, first_seed = Clock(), time.process_time(), int(time.time()) if ASKED else 1
     read_imagined(monkeypatch)
     monkeypatch.setattr(logging.getLogger("attune.worker"), "disabled", True)
-    if engine == "sqlite":
-        database = Stepped("sqlite://", clock=clock, poolclass=StaticPool)
-        migrate(database)
-        executed = run(database, clock, COUNTS[engine])
-        database.close()
-    else:
-        with fresh(request, engine) as url:
-            database = Stepped(url, clock=clock)
-            executed = run(database, clock, COUNTS[engine])
-            database.close()
-    print(f"{engine}: {executed} interleavings, {time.process_time() - began:.0f} s of CPU")
-    assert executed >= COUNTS[engine]
+    with contextlib.ExitStack() as stack:
+        if engine == "sqlite":
+            database = Stepped("sqlite://", clock=clock, poolclass=StaticPool)
+            migrate(database)
+        else:
+            database = Stepped(stack.enter_context(fresh(request, engine)), clock=clock)
+        stack.callback(database.close)
+        made = run(database, clock, COUNTS[engine], first_seed)
+    reached, cpu = made.reached, time.process_time() - began
+    print(f"{engine}: {made.executed} interleavings in {cpu:.0f} s of CPU, seed {first_seed}; {dict(reached)}")
+    if engine == "sqlite":  # else the walk has gone nowhere, and nothing is shown
+        assert set(reached) >= {*JOB, "succeeded None", "lost lost_heartbeat", "lost infrastructure"} - {"validating"}
