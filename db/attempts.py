@@ -70,7 +70,6 @@ def _token(secret: str, job_id: str, no: int) -> str:
 def claim(session: Session, runner: Runner, secret: str) -> Claim | None:
     """The next job of the runner's pool: highest priority, then the project with the fewest running, then age. What
     the runner has already comes first; one that is to leave gets nothing else. `secret`: the runner's token."""
-    session.execute(select(Runner.id).where(Runner.id == runner.id).with_for_update())  # its claims one by one
     if (mine := held(session, runner, secret)) is not None or runner.status != "alive":
         return mine
     busy = aliased(Job)

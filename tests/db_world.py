@@ -137,7 +137,7 @@ class World:
         self.broker: list[Wake] = []
         self.processes: list[Process] = []
         self.past: list[Trainer] = []
-        """Attempts that their processes have left, with tokens that must be good for nothing."""
+        """Attempts that their processes have left or never heard of; once ended, their tokens are good for nothing."""
         self.keys: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._pending: list[tuple[int, Callable[[], None]]] = []
         database.point = self.ray.point = self._point
@@ -305,21 +305,32 @@ class World:
             self.processes.append(Process(runner_id, token))
 
     def claim(self, process: Process, answered: bool = True) -> None:
-        """The runner asks for work. Where the answer is lost it holds an attempt that it does not know of."""
+        """The runner asks for work. Where the answer is lost it holds an attempt that it does not know of, and is told
+        of it when it asks again."""
         found = rows(self.database)
         row = found.runner[process.id]
 
         def call() -> attempts.Claim | None:
             with self.database.write() as session:
                 runner = runners.seen(session, process.id, process.token)
-                return None if runner is None or runner.status != "alive" else attempts.claim(session, runner)
+                return None if runner is None else attempts.claim(session, runner, process.token)
 
         if row.status == "ended":
             assert self.untouched(call) is None
         got = call()
-        busy = any(a.runner_id == process.id and self.watch.attempts[k].live for k, a in found.attempt.items())
+        mine = [k for k, a in found.attempt.items() if a.runner_id == process.id and self.watch.attempts[k].live]
         queue = [j for j in found.job.values() if j.status == "queued" and j.pool == row.pool]
-        assert (got is not None) == (row.status == "alive" and not busy and bool(queue)), f"{row}: {got}"
+        if mine and row.status != "ended":
+            assert got is not None
+            assert [(got.job.id, got.no)] == mine, f"{row} holds {mine}: {got}"
+            again = next(trainer for trainer in self.past if trainer.key == mine[0])
+            assert got.token == again.token
+            self.watch.attempts[again.key].renewed_at = self.clock()
+            if answered:
+                self.past.remove(again)
+                process.at = again
+            return
+        assert (got is not None) == (row.status == "alive" and bool(queue)), f"{row}: {got}"
         process.leaving = row.status != "alive"
         if got is None:
             return

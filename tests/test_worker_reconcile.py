@@ -137,7 +137,7 @@ def test_a_claim_that_comes_as_its_runner_is_given_up_is_lost_with_it(service):
     service.ray.end(runner.id, "FAILED")
     a_job(service.database)
     with service.database.write() as session:
-        claimed = attempts.claim(session, runners.seen(session, runner.id, runner.token))
+        claimed = attempts.claim(session, runners.seen(session, runner.id, runner.token), runner.token)
         assert claimed is not None
         giving_up = threading.Thread(target=reconcile, args=(service.database, service.ray))
         giving_up.start()
