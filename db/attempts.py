@@ -199,10 +199,12 @@ def _take_in(session: Session, attempt: Attempt, first_seq: int, sent: Sequence[
     if not new:
         return
     actor, history, columns = f"runner:{attempt.runner_id}", [], {}
-    steps = [e for e in new if e["kind"] == "step"]
+    steps, retold = ([e for e in new if e["kind"] == kind] for kind in ("step", "retold"))
+    if retold:
+        metrics.complete(session, attempt, retold)
     for event in new:
         match event["kind"]:
-            case "step":
+            case "step" | "retold":
                 continue
             case "state":
                 if event["state"] in ATTEMPT[attempt.status] & set(LIVE):  # type: ignore[index]  # `done` ends it

@@ -31,6 +31,19 @@ def record(session: Session, attempt: Attempt, steps: Sequence[dict[str, Any]]) 
     session.execute(insert_new(session, Metric), rows)
 
 
+def complete(session: Session, attempt: Attempt, retold: Sequence[dict[str, Any]]) -> None:
+    """Steps of earlier attempts, which a later one has found in their logs: rows where they are missing, for who died
+    may have had no time to tell them."""
+    ends = _ends(session, attempt.job_id)
+    steps = [e["step"] for e in retold]
+    there = select(Metric.attempt_no, Metric.step).where(
+        Metric.job_id == attempt.job_id, Metric.kind == "step", Metric.step.between(min(steps), max(steps))
+    )
+    known = {step for no, step in session.execute(there) if _counts(ends, no, step)}
+    if missing := [e for e in retold if e["step"] not in known]:
+        record(session, attempt, missing)
+
+
 def checkpoint(session: Session, attempt: Attempt, step: int, prefix: str) -> None:
     """A checkpoint that the trainer has committed."""
     session.execute(
@@ -57,8 +70,8 @@ def flat(values: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _rows(session: Session, job_id: str, after_step: int) -> list[tuple[int, dict[str, float]]]:
-    """(step, values) of the attempts that count: one's rows go up to where the next began."""
+def _ends(session: Session, job_id: str) -> dict[int, int | None]:
+    """How far each attempt's rows count: up to where the next began."""
     starts = session.execute(
         select(Attempt.no, Attempt.start_step).where(Attempt.job_id == job_id).order_by(Attempt.no)
     ).all()
@@ -67,9 +80,20 @@ def _rows(session: Session, job_id: str, after_step: int) -> list[tuple[int, dic
         ends[no] = upto
         if start is not None:
             upto = start if upto is None else min(upto, start)
+    return ends
+
+
+def _counts(ends: dict[int, int | None], attempt_no: int, step: int) -> bool:
+    end = ends[attempt_no]
+    return end is None or step <= end
+
+
+def _rows(session: Session, job_id: str, after_step: int) -> list[tuple[int, dict[str, float]]]:
+    """(step, values) of the attempts that count."""
+    ends = _ends(session, job_id)
     chosen = select(Metric).where(Metric.job_id == job_id, Metric.kind == "step", Metric.step > after_step)
     rows = session.scalars(chosen.order_by(Metric.step, Metric.attempt_no))
-    return [(m.step, flat(m.values)) for m in rows if ends[m.attempt_no] is None or m.step <= ends[m.attempt_no]]
+    return [(m.step, flat(m.values)) for m in rows if _counts(ends, m.attempt_no, m.step)]
 
 
 def series(session: Session, job_id: str, names: Sequence[str] = (), after_step: int = 0) -> dict[str, Any]:

@@ -59,6 +59,29 @@ def test_an_attempt_that_begins_anew_replaces_all(database):
     assert curve(database, mine.job) == [(1, 7.0)]
 
 
+def retold(number: int, **values) -> dict:
+    return {**step(number, **values), "kind": "retold"}
+
+
+def test_what_the_dead_had_no_time_to_tell_is_told_by_the_next(database):
+    """Attempts 1 and 2 died with steps in the log that the service never heard of."""
+    runner = a_runner(database)
+    mine = held(database, runner, retries=9)
+    mine.beat(1, state("training", 0), *(step(n, loss=100 + n) for n in range(1, 4)))
+    mine.end("lost")
+    mine = reclaimed(database, runner, mine.job)
+    known = [retold(n, loss=100 + n) for n in range(1, 6)]
+    mine.beat(1, state("loading"), *known[:4])
+    mine.beat(6, known[4], state("training", 5), step(6, loss=206), step(7, loss=207))
+    assert [s for s, _ in curve(database, mine.job)] == [1, 2, 3, 4, 5, 6, 7]
+    mine.end("lost")
+    mine = reclaimed(database, runner, mine.job)
+    mine.beat(1, state("loading"), *known, retold(6, loss=206), state("training", 6), step(7, loss=307))
+    assert curve(database, mine.job) == [*((n, 100 + n) for n in range(1, 6)), (6, 206), (7, 307)]
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Metric)) == 8  # the seventh step was done twice
+
+
 def test_folding_changes_no_curve(database):
     job = interrupted(database)
     with database.read() as session:

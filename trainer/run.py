@@ -266,6 +266,7 @@ class _Job:
             )  # fmt: skip
             if self.found is not None:
                 loop.resume(self.found)
+                self._retell(self.found)
                 self.found = None
                 self.tell({"kind": "note", "level": "info", "message": f"resumed after step {loop.step}"})
         self.tell({"kind": "state", "state": "training", "step": loop.step, "steps": self.resolved.steps})
@@ -288,6 +289,12 @@ class _Job:
             reason = "timeout"
             message = "the time limit (resources.time) was reached; the checkpoint is written, run again to go on"
         self.outcome = replace(self.outcome, reason=reason, message=message)
+
+    def _retell(self, found: checkpoint.Checkpoint) -> None:
+        """Tells the steps that earlier attempts finished: those who listen may have missed the last of them."""
+        if self.ranks.rank == 0:
+            for event in checkpoint.read_log(self.store, found.logs):
+                self._sink({key: value for key, value in event.items() if key != "row_losses"} | {"kind": "retold"})
 
     # ---- evaluate
 
