@@ -7,6 +7,7 @@ the numbered ones.
 
 import asyncio
 import json
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,6 +20,8 @@ from db import events
 from db.models import Job
 from db.session import Database
 from db.status import TERMINAL
+
+_log = logging.getLogger("attune.api")
 
 LOOK_S = 0.5
 QUIET_S = 15.0
@@ -38,7 +41,12 @@ class Tailer:
         while True:
             await asyncio.sleep(LOOK_S)
             if self._woken:
-                for job_id in await run_in_threadpool(self._changed, list(self._woken)):
+                try:
+                    changed = await run_in_threadpool(self._changed, list(self._woken))
+                except Exception:  # a database that restarts: the next look finds it again
+                    _log.exception("could not look for new events")
+                    continue
+                for job_id in changed:
                     for woken in self._woken.get(job_id, ()):
                         woken.set()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from api_server import Service, a_job, posted
 
+from api.stream import Tailer
 from db import events, jobs
 from db.events import New
 
@@ -114,3 +115,23 @@ def test_many_listeners_hold_no_connection_to_the_database(service):
     posted(service.http, f"/v1/jobs/{job}/cancel", None)
     for stream in streams:
         assert [m["event"] for m in stream if m["event"] != "progress"] == ["job.cancel", "job.status"]
+
+
+def test_a_listener_outlives_a_database_that_is_away_for_a_while(service: Service, monkeypatch):
+    """The one reader of all streams must not end with the first look that fails."""
+    job = posted(service.http, "/v1/jobs", SPEC)["id"]
+    looks, looked = [], Tailer._changed
+
+    def changed(tailer: Tailer, job_ids: list[str]) -> list[str]:
+        looks.append(job_ids)
+        if len(looks) < 3:
+            raise OSError("the database is away")
+        return looked(tailer, job_ids)
+
+    monkeypatch.setattr(Tailer, "_changed", changed)
+    heard = listened(service.http, job)
+    assert next(heard)["event"] == "job.created"
+    with service.database.write() as session:
+        jobs.order(session, jobs.find(session, job), "cancel", "user:t")  # type: ignore[arg-type]
+    assert [message["event"] for message in heard if message["event"] != "progress"] == ["job.cancel", "job.status"]
+    assert len(looks) >= 3
