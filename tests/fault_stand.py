@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 from postgres_start import started_postgres
 from processes import until
-from stand import ROOT, Stand
+from ray_start import started_ray
+from stand import QUICK, ROOT, Stand
 
 from attune.errors import UnavailableError
 from db import events, jobs, metrics
@@ -23,7 +24,9 @@ from trainer.run import run
 from trainer.spec import parse_job
 from trainer.store import FolderStore, Store
 
-STEPS, EVERY = 200, 20
+STEPS, EVERY = 160, 20
+MIDDLE = 2 * EVERY + 3
+"""A step with checkpoints behind it and none of its own."""
 COMMANDS = f"{ROOT}/data/arabic_speech_commands"
 SPEC = {
     "name": "fault", "base": f"{ROOT}/models/tiny", "language": "ar", "recipe": "sft", "steps": STEPS,
@@ -64,6 +67,18 @@ def stand(tmp_path_factory, postgres_of_stand) -> Iterator[Stand]:
     """On Postgres; its runner stays warm from test to test."""
     settings = {"ATTUNE_DATABASE_URL": postgres_of_stand.url("attune")}
     with Stand(tmp_path_factory.mktemp("stand"), settings, runner={"ATTUNE_IDLE_EXIT_S": "60"}) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def stand_of_two(tmp_path_factory) -> Iterator[Stand]:
+    """On SQLite. Its Ray's head can start runners, but has no CPU for their ranks: nodes are for the tests to start.
+    A runner goes on for two seconds without the API."""
+    folder, runner = tmp_path_factory.mktemp("two"), {"ATTUNE_IDLE_EXIT_S": "5", "ATTUNE_DETACHED_MAX_S": "2"}
+    with (
+        started_ray(num_cpus=0, token="two", env={**QUICK, **runner}) as head,
+        Stand(folder, head=head) as made,
+    ):
         yield made
 
 

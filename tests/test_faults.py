@@ -4,7 +4,7 @@ What died is started again, as a supervisor would; nothing else is done. One att
 """
 
 import pytest
-from fault_stand import DONE, EVERY, Running
+from fault_stand import DONE, MIDDLE, Running
 from processes import until
 
 from db.models import Attempt
@@ -12,8 +12,6 @@ from db.session import clock
 
 pytest_plugins = ["fault_stand"]
 pytestmark = [pytest.mark.process, pytest.mark.ray, pytest.mark.timeout(900)]
-
-MIDDLE = 2 * EVERY + 3
 
 
 def test_nothing_goes_wrong(stand, undisturbed):

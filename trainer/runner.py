@@ -331,7 +331,8 @@ def on_ray(settings: Settings, bootstrap: str) -> None:
         place = get_context()
         _local_rank(Ranks(place.get_world_rank(), place.get_world_size()), settings, bootstrap)
 
-    ray.init()
+    # Ray's own actors look for the cluster too, and would not know which where a machine has two
+    ray.init(runtime_env={"env_vars": {k: v for k, v in os.environ.items() if k == "RAY_ADDRESS"}})
     gpus = ray.cluster_resources().get("GPU", 0) >= settings.world_size
     wanted = f"{settings.world_size} worker(s) of one CPU{' and one GPU' if gpus else ''} each"
     free = ray.available_resources()

@@ -1,0 +1,115 @@
+"""Cancel, pause and resume at every point of a job's way through the whole service, also before Ray has started its
+runner."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from fault_stand import COMMANDS, DONE, MIDDLE, Running
+from processes import Blocked, until
+from ray_start import started_node
+
+from db import runners
+from worker.ray_jobs import RayJobs
+
+pytest_plugins = ["fault_stand"]
+pytestmark = [pytest.mark.process, pytest.mark.ray, pytest.mark.timeout(900)]
+
+PAUSED, CANCELLED = ("yielded", "yielded"), ("failed", "user")
+
+
+def test_orders_while_ray_has_the_runner_pending(stand_of_two, undisturbed):
+    """Ray's agent, which prepares every job, stands still: what was submitted is PENDING until it goes on."""
+    stand = stand_of_two
+    (agent,) = [p for p in stand.head.processes() if "ray::RuntimeEnvAgent" in " ".join(p.cmdline())]
+    agent.send_signal(signal.SIGSTOP)
+    try:
+        resumed, cancelled, paused = (Running(stand) for _ in range(3))
+        for job in (resumed, cancelled, paused):
+            job.until("queued")
+        with RayJobs(stand.head.address, stand.head.token, timeout_s=60) as ray:
+            until(lambda: [j.status for j in ray.list() if not j.ended] == ["PENDING"], 300, stand.logs)
+        stand.client.jobs.cancel(cancelled.id)
+        for job in (resumed, paused):
+            stand.client.jobs.pause(job.id)
+        assert [job.row().status for job in (resumed, cancelled, paused)] == ["paused", "cancelled", "paused"]
+        stand.client.jobs.resume(resumed.id)
+    finally:
+        agent.send_signal(signal.SIGCONT)
+    with started_node(stand.head):
+        resumed.ends("succeeded", DONE)
+        cancelled.ends("cancelled")
+        assert (paused.row().status, paused.attempts()) == ("paused", [])
+        with stand.database.read() as session:
+            assert len(runners.running(session)) <= 1
+        stand.client.jobs.resume(paused.id)
+        paused.ends("succeeded", DONE)
+    resumed.equals(undisturbed)
+    paused.equals(undisturbed)
+
+
+@pytest.fixture
+def reading(tmp_path) -> Path:
+    """A copy of the data set, whose manifest may be made to keep its readers waiting."""
+    folder = tmp_path / "commands"
+    shutil.copytree(COMMANDS, folder, ignore=shutil.ignore_patterns("audio"))
+    (folder / "audio").symlink_to(Path(COMMANDS, "audio"))
+    return folder
+
+
+def test_orders_while_loading(stand, reading):
+    manifest = reading / "train.jsonl"
+    content, data = manifest.read_bytes(), {"speech": f"{reading}:train", "speech_per_label": 1}
+
+    def loading() -> Running:
+        """A job whose runner reads the manifest, and goes on reading."""
+        job = Running(stand, data=data, steps=20)
+        stand.client.jobs.pause(job.id)
+        job.until("paused")
+        blocked.append(Blocked(manifest))
+        stand.client.jobs.resume(job.id)
+        job.until_attempt("loading")
+        return job
+
+    blocked: list[Blocked] = []
+    cancelled = loading()
+    assert stand.client.jobs.cancel(cancelled.id)["status"] == "running"
+    blocked.pop().release(content)
+    cancelled.ends("cancelled", CANCELLED)
+
+    paused = loading()
+    assert stand.client.jobs.pause(paused.id)["status"] == "pausing"
+    blocked.pop().release(content)
+    paused.until("paused")
+    stand.client.jobs.resume(paused.id)
+    paused.ends("succeeded", PAUSED, DONE)
+
+
+def test_orders_while_training(stand, undisturbed):
+    cancelled, paused = Running(stand), Running(stand)
+    cancelled.until_step(MIDDLE)
+    stand.client.jobs.cancel(cancelled.id)
+    cancelled.ends("cancelled", CANCELLED)
+    paused.until_step(MIDDLE)
+    stand.client.jobs.pause(paused.id)
+    paused.until("paused")
+    stand.client.jobs.resume(paused.id)
+    paused.ends("succeeded", PAUSED, DONE)
+    paused.equals(undisturbed)
+
+
+def test_orders_while_evaluating(stand):
+    long = {"on": f"{COMMANDS}:dev", "text_twin": False, "limit": 400, "decode": {"max_new_tokens": 6}}
+    cancelled, paused = (Running(stand, steps=20, evaluate=long) for _ in range(2))
+    cancelled.until_attempt("evaluating")
+    stand.client.jobs.cancel(cancelled.id)
+    cancelled.ends("cancelled", CANCELLED)
+    paused.until_attempt("evaluating")
+    stand.client.jobs.pause(paused.id)
+    paused.until("paused")
+    stand.client.jobs.resume(paused.id)
+    paused.ends("succeeded", PAUSED, DONE)
+    answers = stand.store(paused.id).get("attempts/2/predictions/speech.jsonl").decode()
+    assert len({json.loads(line)["utterance"] for line in answers.splitlines()}) == 400

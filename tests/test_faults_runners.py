@@ -1,0 +1,71 @@
+"""Seeded faults of what trains: a runner's entry point, its rank, a node of Ray, Ray itself, a runner left alone.
+
+Nothing is started again but nodes of Ray: the reconciler alone makes the next attempt, which goes on from the last
+checkpoint and ends as if nothing had been.
+"""
+
+import pytest
+from fault_stand import DONE, EVERY, LOST, MIDDLE, STEPS, Running
+from processes import until
+from ray_start import started_node
+from stand import kill_all
+
+from db import jobs
+
+pytest_plugins = ["fault_stand"]
+pytestmark = [pytest.mark.process, pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+def resumed(job: Running) -> None:
+    """Its second attempt went on from a checkpoint of the first."""
+    with job.stand.database.read() as session:
+        first, second = (a.start_step for a in jobs.attempts(session, job.id))
+    assert first == 0
+    assert second in range(2 * EVERY, STEPS + 1)
+
+
+@pytest.mark.parametrize("what", ["drivers", "ranks"])
+def test_a_runner_is_killed(stand, undisturbed, what):
+    job = Running(stand)
+    job.until_step(MIDDLE)
+    kill_all(getattr(stand, what)())
+    job.ends("succeeded", LOST, DONE, faults=1)
+    job.equals(undisturbed)
+    resumed(job)
+
+
+def test_ray_is_killed_and_comes_back_with_nothing(stand, undisturbed):
+    job = Running(stand)
+    job.until_step(MIDDLE)
+    stand.kill("ray")
+    stand.start("ray")
+    job.ends("succeeded", ("lost", "lost_heartbeat"), DONE, faults=1)
+    job.equals(undisturbed)
+    resumed(job)
+
+
+def test_the_raylet_of_another_node_is_killed(stand_of_two, undisturbed):
+    stand = stand_of_two
+    job = Running(stand)
+    with started_node(stand.head) as node:
+        job.until_step(MIDDLE)
+        kill_all([p for p in node.processes() if "raylet/raylet" in " ".join(p.cmdline())])
+        until(lambda: len(job.attempts()) == 2 or job.row().status == "queued", 300, stand.logs)
+    with started_node(stand.head):
+        job.ends("succeeded", LOST, DONE, faults=1)
+    job.equals(undisturbed)
+    resumed(job)
+
+
+def test_the_api_is_away_for_longer_than_the_runner_goes_on_alone(stand_of_two, undisturbed):
+    """It writes a checkpoint and leaves; what it could not tell anybody stands in its log."""
+    stand = stand_of_two
+    with started_node(stand.head):
+        job = Running(stand)
+        job.until_step(MIDDLE)
+        stand.kill("api")
+        until(lambda: not stand.ranks(), 300, stand.logs)
+        stand.start("api")
+        job.ends("succeeded", LOST, DONE, faults=1)
+    job.equals(undisturbed)
+    resumed(job)
