@@ -29,6 +29,8 @@ from trainer.store import Store, open_store
 
 ROOT = Path(__file__).parent.parent
 MODULES = {"api": ["api"], "worker": ["worker"], "beat": ["worker", "beat"]}
+RANK = "ray::RayTrainWorker"
+"""Title of a process in which a rank trains."""
 QUICK = {"ATTUNE_BEAT_S": "0.5", "ATTUNE_THREADS": "1"}
 """What a head of the stand's own tells its jobs, beside the caller's `runner`."""
 
@@ -98,19 +100,13 @@ class Stand:
 
     def drivers(self) -> list[psutil.Process]:
         """Entry points of runners: what Ray started for the service."""
-        return self._processes("-m trainer.runner")
+        assert self.head is not None
+        return named(self.head, "-m trainer.runner")
 
     def ranks(self) -> list[psutil.Process]:
-        """Processes of Ray Train's workers, in which the ranks of runners train."""
-        return self._processes("ray::RayTrainWorker")
-
-    def _processes(self, words: str) -> list[psutil.Process]:
-        found = []
-        for process in self.head.processes() if self.head else []:
-            with contextlib.suppress(psutil.Error):
-                if words in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        """Processes on the head in which the ranks of runners train."""
+        assert self.head is not None
+        return named(self.head, RANK)
 
     # ---- looking
 
@@ -172,6 +168,16 @@ class Stand:
         self._ray.close()  # first: nothing of it is worth a worker's last words
         self.processes.end()
         self._ends.close()
+
+
+def named(head: RayHead, words: str) -> list[psutil.Process]:
+    """Processes of a head or node whose command line or title has these words."""
+    found = []
+    for process in head.processes():
+        with contextlib.suppress(psutil.Error):
+            if words in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def kill_all(processes: list[psutil.Process]) -> None:

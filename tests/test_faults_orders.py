@@ -10,6 +10,7 @@ import pytest
 from fault_stand import COMMANDS, DONE, MIDDLE, Running
 from processes import Blocked, until
 from ray_start import started_node
+from stand import QUICK, named
 
 from db import runners
 from worker.ray_jobs import RayJobs
@@ -23,7 +24,7 @@ PAUSED, CANCELLED = ("yielded", "yielded"), ("failed", "user")
 def test_orders_while_ray_has_the_runner_pending(stand_of_two, undisturbed):
     """Ray's agent, which prepares every job, stands still: what was submitted is PENDING until it goes on."""
     stand = stand_of_two
-    (agent,) = [p for p in stand.head.processes() if "ray::RuntimeEnvAgent" in " ".join(p.cmdline())]
+    (agent,) = named(stand.head, "ray::RuntimeEnvAgent")
     agent.send_signal(signal.SIGSTOP)
     try:
         resumed, cancelled, paused = (Running(stand) for _ in range(3))
@@ -38,7 +39,7 @@ def test_orders_while_ray_has_the_runner_pending(stand_of_two, undisturbed):
         stand.client.jobs.resume(resumed.id)
     finally:
         agent.send_signal(signal.SIGCONT)
-    with started_node(stand.head):
+    with started_node(stand.head, env=QUICK):
         resumed.ends("succeeded", DONE)
         cancelled.ends("cancelled")
         assert (paused.row().status, paused.attempts()) == ("paused", [])

@@ -8,7 +8,7 @@ import pytest
 from fault_stand import DONE, EVERY, LOST, MIDDLE, STEPS, Running
 from processes import until
 from ray_start import started_node
-from stand import kill_all
+from stand import QUICK, RANK, kill_all, named
 
 from db import jobs
 
@@ -47,11 +47,11 @@ def test_ray_is_killed_and_comes_back_with_nothing(stand, undisturbed):
 def test_the_raylet_of_another_node_is_killed(stand_of_two, undisturbed):
     stand = stand_of_two
     job = Running(stand)
-    with started_node(stand.head) as node:
+    with started_node(stand.head, env=QUICK) as node:
         job.until_step(MIDDLE)
         kill_all([p for p in node.processes() if "raylet/raylet" in " ".join(p.cmdline())])
         until(lambda: len(job.attempts()) == 2 or job.row().status == "queued", 300, stand.logs)
-    with started_node(stand.head):
+    with started_node(stand.head, env=QUICK):
         job.ends("succeeded", LOST, DONE, faults=1)
     job.equals(undisturbed)
     resumed(job)
@@ -60,11 +60,11 @@ def test_the_raylet_of_another_node_is_killed(stand_of_two, undisturbed):
 def test_the_api_is_away_for_longer_than_the_runner_goes_on_alone(stand_of_two, undisturbed):
     """It writes a checkpoint and leaves; what it could not tell anybody stands in its log."""
     stand = stand_of_two
-    with started_node(stand.head):
+    with started_node(stand.head, env=QUICK) as node:
         job = Running(stand)
         job.until_step(MIDDLE)
         stand.kill("api")
-        until(lambda: not stand.ranks(), 300, stand.logs)
+        until(lambda: not named(node, RANK), 300, stand.logs)
         stand.start("api")
         job.ends("succeeded", LOST, DONE, faults=1)
     job.equals(undisturbed)
