@@ -248,3 +248,15 @@ GOLDEN = {
     "direct_mix": "f5f6a66bc14d2d50274a8bdce489e2d36875312dc1a5ae4704efecf3f7207942",
     "curriculum": "7007b42175d88d9070bd65559e908fa95d436c47b29984f5bd2462f0207f9fd0",
 }
+
+
+@pytest.mark.parametrize("ref", ["sets/turns", "sets/turns:train", "sets/turns/train.jsonl"])
+def test_a_test_set_that_was_not_named_is_named_as_the_training_data_were(tmp_path, ref):
+    """Not by the folder that it lies in: other machines have others."""
+    folder = corpus_folder(tmp_path / "root" / "sets" / "turns")
+    spec, roots = parse_job(job(folder, data={"corpus": ref})), [tmp_path / "other", tmp_path / "root"]
+    found = read_and_resolve(spec, roots)[0]
+    assert (found.spec.evaluate.on, found.test.ref) == ("sets/turns:test", "sets/turns:test")
+    if ref.endswith(".jsonl"):
+        (tmp_path / "other" / "sets" / "turns").mkdir(parents=True)  # what the words would mean now
+        assert read_and_resolve(spec, roots)[0].test.ref == f"{folder}:test"
