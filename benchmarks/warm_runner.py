@@ -79,8 +79,8 @@ def cold(ray: RayJobs, folder: Path, seed: int) -> float:
     return (out / FIRST).stat().st_mtime - began
 
 
-def measured(folder: Path, repeat: int) -> list[dict[str, float]]:
-    """The rounds, on a service that is ended afterwards."""
+def measure(folder: Path, repeat: int) -> None:
+    """The rounds, each stored as soon as it is there, on a service that is ended afterwards."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -98,20 +98,15 @@ def measured(folder: Path, repeat: int) -> list[dict[str, float]]:
             for seed in range(1, repeat + 1):
                 found = {"load_a": os.getloadavg()[0], "warm_s": warm(client, instance, seed)}
                 found |= {"load_b": os.getloadavg()[0], "cold_s": cold(ray, folder, seed)}
-                rounds.append({"first_job_s": first, **found, "ratio": found["cold_s"] / found["warm_s"]})
+                rounds.append({**found, "ratio": found["cold_s"] / found["warm_s"]})
                 print("  ".join(f"{k} {v:.2f}" for k, v in rounds[-1].items()), flush=True)
-            return rounds
+                store(first, rounds)
     finally:
         subprocess.run([*attune, "down", "--now"], env=environment, cwd=ROOT)
 
 
-def main() -> None:
-    """Measure; print and store medians with minimum and maximum."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--repeat", type=int, default=5)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="warm-") as folder:
-        rounds = measured(Path(folder), args.repeat)
+def store(first: float, rounds: list[dict[str, float]]) -> None:
+    """Medians with minimum and maximum, and the rounds themselves."""
     table = {
         key: {
             "median": round(statistics.median(r[key] for r in rounds), 2),
@@ -122,17 +117,25 @@ def main() -> None:
     }
     document = {
         "peer": "ray job submit of python -m trainer (cold_s), in turns with the service (warm_s), one Ray cluster",
-        "repeat": args.repeat,
+        "repeat": len(rounds),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other work, {platform.system()}, "
         f"Python {platform.python_version()}",
+        "first_job_s": round(first, 2),
         "results": table,
         "rounds": [{key: round(value, 2) for key, value in r.items()} for r in rounds],
     }
     out = ROOT / "benchmarks" / "results" / "warm_runner.json"
     out.write_text(json.dumps(document, indent=1) + "\n")
-    for key, value in table.items():
-        print(f"{key:14} {value['median']:>10} ({value['min']} to {value['max']})")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder:
+        measure(Path(folder), args.repeat)
 
 
 if __name__ == "__main__":

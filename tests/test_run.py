@@ -360,6 +360,14 @@ def test_auto_follows_the_hearing_check_once_for_all_attempts(world, tmp_path):
     assert any("audio_tower" in key for key in tensors)
 
 
+def test_a_cancel_does_not_wait_for_the_hearing_check(world, tmp_path):
+    resolved, corpus = toy.resolved(*world, tuning={"rank": 4, "encoder": "auto"})
+    store = FolderStore(tmp_path)
+    result = run(resolved, store, control=lambda: "abort", corpus=corpus, threads=1)
+    assert (result.outcome, result.reason, result.steps) == ("failed", "user", 0)
+    assert not store.exists("inputs/encoder.json")
+
+
 def test_a_test_set_that_cannot_be_scored_is_said_before_training(world, tmp_path):
     folder = toy.data(tmp_path / "data")
     path = folder / "speech/test.jsonl"

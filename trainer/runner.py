@@ -352,7 +352,9 @@ def on_ray(settings: Settings, bootstrap: str) -> None:
         try:
             trainer.fit()
         except ControllerError as error:
-            raise EndedError(f"Ray did not start {wanted}: {error.controller_failure}") from None
+            raise EndedError(f"Ray did not start {wanted}: {error.controller_failure}".splitlines()[0]) from None
+        finally:
+            ray.shutdown()  # what its processes print comes before our last words, which the service keeps
 
 
 def main(arguments: list[str] | None = None) -> int:
