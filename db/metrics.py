@@ -91,9 +91,11 @@ def _counts(ends: dict[int, int | None], attempt_no: int, step: int) -> bool:
 def _rows(session: Session, job_id: str, after_step: int) -> list[tuple[int, dict[str, float]]]:
     """(step, values) of the attempts that count."""
     ends = _ends(session, job_id)
-    chosen = select(Metric).where(Metric.job_id == job_id, Metric.kind == "step", Metric.step > after_step)
-    rows = session.scalars(chosen.order_by(Metric.step, Metric.attempt_no))
-    return [(m.step, flat(m.values)) for m in rows if _counts(ends, m.attempt_no, m.step)]
+    # columns, for rows as objects take twice the time
+    chosen = select(Metric.step, Metric.attempt_no, Metric.values)
+    chosen = chosen.where(Metric.job_id == job_id, Metric.kind == "step", Metric.step > after_step)
+    rows = session.execute(chosen.order_by(Metric.step, Metric.attempt_no))
+    return [(step, flat(values)) for step, no, values in rows if _counts(ends, no, step)]
 
 
 def series(session: Session, job_id: str, names: Sequence[str] = (), after_step: int = 0) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from trainer.manifest import load, locate
 from trainer.predictions import prediction, to_lines
 
 ROOT = Path(__file__).parent.parent
+AUDIT = Path(__file__).parent / "audit.js"
+PATIENCE_MS = 60_000
 TEST = "data/picovoice_barista:test"
 HOSTILE = "<script>alert(1)</script>"
 NO_ANSWER = "<img src=x onerror=alert(1)>"
@@ -303,3 +305,13 @@ def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def chart(page: Any, name: str) -> Any:
+    """A chart of a job's page; its label says the last or the chosen step."""
+    return page.locator(f".chart.{name} [role=img]")
+
+
+def fits(page: Any) -> bool:
+    """Nothing of the page lies beyond its right edge."""
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")

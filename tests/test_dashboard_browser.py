@@ -1,82 +1,20 @@
 """The pages in a real browser, while a writer appends to the database."""
 
 import contextlib
-import os
 import re
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from dashboard_site import NO_ANSWER, STEPS, Attempt, Site, answering, filled, scores, serving, step, wait_until
+from dashboard_site import (
+    NO_ANSWER, PATIENCE_MS, STEPS, Attempt, answering, chart, filled, fits, scores, step, wait_until,
+)  # fmt: skip
 from dashboard_site import predictions as leave_predictions
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import expect
 
 from api.deps import COOKIE
 
-pytest_plugins = ["databases"]
+pytest_plugins = ["databases", "dashboard_browser"]
 pytestmark = pytest.mark.browser
-
-CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        told = f"no {CHROMIUM}; install it: apt-get install -y --no-install-recommends chromium"
-        if os.environ.get("ATTUNE_TEST_BROWSER") == "required":
-            pytest.fail(told)
-        pytest.skip(told)
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=2 * PATIENCE_MS)
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def site(request, tmp_path_factory) -> Iterator[Site]:
-    from databases import fresh  # a plugin by now, whose asserts pytest has rewritten
-
-    with contextlib.ExitStack() as stack:
-        url = stack.enter_context(fresh(request, "postgres")) if request.param == "postgres" else None
-        yield stack.enter_context(serving(tmp_path_factory.mktemp("site"), url))
-
-
-@pytest.fixture
-def open_page(browser, site) -> Iterator[Callable[..., Page]]:
-    """`open_page(path)`: a page of somebody who may write. What the console says beyond silence fails the test,
-    unless it was expected."""
-    said: list[str] = []
-    contexts = []
-
-    def opened(path: str, width: int = 1280, key: str = "write", expected: str = "$^") -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, timezone_id="Asia/Tokyo", locale="en-GB"
-        )
-        contexts.append(context)
-        context.set_default_timeout(PATIENCE_MS)
-        context.add_cookies([{"name": COOKIE, "value": site.keys[key], "url": site.url}])
-        page = context.new_page()
-
-        def hear(words: str) -> None:
-            if not re.search(expected, words):
-                said.append(f"{path}: {words}")
-
-        page.on("console", lambda message: hear(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: hear(str(error)))
-        page.goto(site.url + path)
-        return page
-
-    expect.set_options(timeout=PATIENCE_MS)
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not said
-
-
-def chart(page: Page, name: str):
-    return page.locator(f".chart.{name} [role=img]")
 
 
 def test_every_page_loads_in_silence_and_fits_a_phone(site, open_page):
@@ -84,7 +22,7 @@ def test_every_page_loads_in_silence_and_fits_a_phone(site, open_page):
                  "/dashboard/studies", f"/dashboard/studies/{site.study}", "/dashboard/login"):  # fmt: skip
         page = open_page(path, width=360)
         page.wait_for_load_state("networkidle" if "jobs/" in path else "load")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        assert fits(page), path
 
 
 def test_times_are_in_the_readers_zone(site, open_page):
@@ -312,7 +250,7 @@ def test_predictions_show_what_differs_and_let_one_listen(site, open_page):
     page = open_page(f"/dashboard/jobs/{site.jobs['won']}")
     rows = page.locator("#predictions .rows > li")
     expect(rows).to_have_count(14)  # wrong ones only
-    expect(rows.first.locator("del")).to_have_count(1)
+    expect(rows.first.locator("ins")).to_have_count(1)
     expect(rows.nth(2)).to_contain_text(NO_ANSWER)
     expect(rows.nth(2)).to_contain_text("not a valid answer")
     player = rows.first.locator("audio")

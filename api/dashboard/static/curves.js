@@ -209,6 +209,7 @@ function options(about, canvas, restarts, say) {
       width: line.ghost ? 1 : 1.6,
       dash: line.dashed ? [5, 4] : undefined,
       spanGaps: true,
+      paths: about.share ? uPlot.paths.stepped({ align: 1 }) : undefined, // a share holds for its step
       points: { show: false },
     }))],
     hooks: { setCursor: [(plot) => plot.status && say(plot.cursor.idx)], draw: [(plot) => mark(plot, restarts())] },

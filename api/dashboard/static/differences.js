@@ -14,12 +14,12 @@ export function answered(answer) {
 const plain = (part) => part.toLocaleLowerCase().replace(/^\p{P}+|\p{P}+$/gu, '');
 const same = (a, b) => plain(a) === plain(b);
 
-// Nodes for both, with <del> for what the answer lacks, <ins> for what only the answer has.
+// Nodes for both, with the edits that would make the answer right: <ins> for what it lacks, <del> for what it has beyond.
 export function marked(reference, given) {
   const kept = common(reference.parts, given.parts);
   return [
-    nodes(reference, (i) => kept.some(([a]) => a === i), 'del'),
-    nodes(given, (i) => kept.some(([, b]) => b === i), 'ins'),
+    nodes(reference, (i) => kept.some(([a]) => a === i), 'ins'),
+    nodes(given, (i) => kept.some(([, b]) => b === i), 'del'),
   ];
 }
 

@@ -1,13 +1,16 @@
 // What every page does: times in the reader's zone, copy buttons, addresses without empty parameters.
 
 const inZone = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
+const today = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium' });
 const short = new Intl.DateTimeFormat(undefined, { month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' });
 
 function localTimes(root) {
   for (const time of root.querySelectorAll('time[datetime]')) {
     const at = new Date(time.dateTime);
     time.title = inZone.format(at);
-    if (!time.classList.contains('age')) time.textContent = short.format(at);
+    if (!time.classList.contains('age')) {
+      time.textContent = (at.toDateString() === new Date().toDateString() ? today : short).format(at);
+    }
   }
 }
 

@@ -36,6 +36,7 @@ export class Predictions {
     } catch (error) {
       if (round !== this.round) return;
       this.rows.replaceChildren();
+      this.section.querySelector('.key').hidden = true;
       this.more.hidden = true;
       this.say(`No predictions: ${error.message}`);
       return;
@@ -46,6 +47,7 @@ export class Predictions {
     this.after = page.last_id;
     this.more.hidden = !page.has_more;
     this.section.querySelector('.tools').hidden = false;
+    this.section.querySelector('.key').hidden = !this.rows.querySelector('ins, del');
     this.say(this.rows.childElementCount ? '' : this.wrong.checked ? 'None is wrong.' : 'There are none.');
   }
 
@@ -63,8 +65,9 @@ export class Predictions {
     const [wanted, got] = marked(answered(row.reference), answered(given));
     const answer = element('dd', '', ...got);
     if (row.valid === false) answer.append(' ', element('span', 'invalid', 'not a valid answer'));
-    const list = element('dl', '', element('dt', '', 'reference'), element('dd', '', ...wanted), element('dt', '', 'answer'), answer);
-    if (row.heard) list.append(element('dt', '', 'heard'), element('dd', 'muted', row.heard));
+    const heard = row.heard ? [element('dt', '', 'heard'), element('dd', 'muted', row.heard)] : [];
+    const list = element('dl', '', element('dt', '', 'reference'), element('dd', '', ...wanted), element('dt', '', 'answer'), answer, ...heard);
+    for (const said of list.querySelectorAll('dd')) said.dir = 'auto'; // Arabic from right to left
     item.append(about, list, this.player(row));
     return item;
   }
