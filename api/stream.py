@@ -1,7 +1,8 @@
 """Live events of jobs for any number of listeners, from one reader of the database per process.
 
 A listener first gets what is stored after its `Last-Event-ID`, then what comes. No connection to the database is held
-by a stream. `progress` messages (no id) carry the job's summary as it changes; a client that reconnects loses none of
+by a stream. `progress` messages (no id) carry the job's summary as it changes, and
+the number of the last event, for those who do not listen to every kind; a client that reconnects loses none of
 the numbered ones.
 """
 
@@ -64,7 +65,7 @@ class Tailer:
         woken.set()
         self._woken[job_id].add(woken)
         try:
-            shown: Any = None
+            shown: Any = None  # what the last `progress` said
             while True:
                 try:
                     await asyncio.wait_for(woken.wait(), QUIET_S)
@@ -81,9 +82,9 @@ class Tailer:
                         break
                 if job is None:
                     return
-                if (job["status"], job["progress"]) != shown:
-                    shown = (job["status"], job["progress"])
-                    yield message("progress", job)
+                if (job["status"], job["progress"], seq) != shown:
+                    shown = (job["status"], job["progress"], seq)
+                    yield message("progress", {**job, "seq": seq})
                 if job["status"] in TERMINAL:
                     return
         finally:

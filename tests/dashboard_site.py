@@ -43,7 +43,8 @@ class Site:
         self.database_url = database_url or f"sqlite:///{folder / 'db.sqlite'}"
         self.database = Database(self.database_url)
         self.url, self.jobs, self.study = "", {}, ""
-        self.project, self.keys = "", {}
+        self.project, self.keys, self.key_id = "", {}, ""
+        self.live: Any = None
 
     def settings(self) -> Settings:
         return Settings(

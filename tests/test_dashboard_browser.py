@@ -6,7 +6,17 @@ import threading
 
 import pytest
 from dashboard_site import (
-    NO_ANSWER, PATIENCE_MS, STEPS, Attempt, answering, chart, filled, fits, scores, step, wait_until,
+    NO_ANSWER,
+    PATIENCE_MS,
+    STEPS,
+    Attempt,
+    answering,
+    chart,
+    filled,
+    fits,
+    scores,
+    step,
+    wait_until,
 )  # fmt: skip
 from dashboard_site import predictions as leave_predictions
 from playwright.sync_api import expect
@@ -70,6 +80,8 @@ def test_a_running_job_is_followed_to_its_end_without_a_reload(site, open_page):
     expect(history).to_contain_text("Checkpoint after step 120")
     expect(history.locator("li").first).to_contain_text("Scoring the test set")
     expect(chart(page, "loss")).to_have_attribute("aria-label", re.compile("step 120:"))
+    chart(page, "loss").hover(position={"x": chart(page, "loss").evaluate("e => e.clientWidth") - 9, "y": 60})
+    expect(chart(page, "grad_norm")).to_have_attribute("aria-label", re.compile("step 120:"))  # the axis has grown
     expect(page.locator("#head")).to_contain_text("120/120")
     expect(page.locator("#head .situation")).to_have_text("Scoring the test set.")
     expect(page.locator("#checkpoints li")).to_have_count(2)
@@ -77,6 +89,8 @@ def test_a_running_job_is_followed_to_its_end_without_a_reload(site, open_page):
     seqs = [int(li.get_attribute("data-seq")) for li in history.locator("li[data-seq]").all()]  # type: ignore[arg-type]
     assert seqs == sorted(set(seqs), reverse=True)
 
+    live.beat({"kind": "brand_new", "said": "by a later runner"})
+    expect(history.locator("li").first).to_contain_text("said by a later runner")
     leave_predictions(live, 2)
     live.done("succeeded", scores=scores(0.4))
     expect(page.locator("#head [role=status]")).to_have_text("succeeded")

@@ -1,4 +1,4 @@
-"""The pages in a real browser: much of everything, nothing of it, other scripts, and readers who do not see or point."""
+"""The pages in a real browser: much of everything, nothing of it, other scripts, other readers."""
 
 import json
 import re

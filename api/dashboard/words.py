@@ -73,6 +73,8 @@ def event(kind: str, data: Mapping[str, Any]) -> str:
         case "attempt.ended":
             ended = f"Attempt {get('outcome')}" + (f" at step {get('step')}" if get("step") else "")
             return ": ".join(x for x in (ended, reason(get("reason")), get("message")) if x)
+        case "validation.started":
+            return "Checking spec, base and data" + (f", try {get('try')}" if get("try", 1) != 1 else "")
         case "checkpoint":
             return f"Checkpoint after step {get('step')}"
         case "predicted":

@@ -34,7 +34,8 @@ def listed(job_id: str, app: App, who: Reader) -> dict[str, Any]:
 
 
 @router.get("/{job_id}/artifacts/{path:path}", response_class=Response,
-            responses={200: {"content": {"application/octet-stream": {}}}, 302: {"description": "It is on S3."}})  # fmt: skip
+            responses={200: {"content": {"application/octet-stream": {}}}, 302: {"description": "it is on S3"}},
+            )  # fmt: skip
 def download(job_id: str, path: str, app: App, who: Reader) -> Response:
     """One of them: the file, or where it lies on S3 a redirect to a link that holds for ten minutes."""
     key = prefix(app, job_id, who) + path

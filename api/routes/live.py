@@ -11,6 +11,8 @@ from api.routes.jobs import found
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+MOST = (1 << 63) - 1
+"""What a database's numbers hold; a stream that has begun could not refuse more."""
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -21,7 +23,7 @@ async def stream(
     app: App,
     who: Reader,
     last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
-    after: Annotated[str | None, Query(description="as Last-Event-ID, which a browser's first request cannot set")] = None,
+    after: Annotated[str | None, Query(description="as Last-Event-ID, where no header can be set")] = None,
 ) -> StreamingResponse:
     """Events after `Last-Event-ID` (`<job>:<seq>`), then live ones; ends when the job has. The header comes before
     `after`, for a browser that reconnects repeats its address."""
@@ -32,7 +34,7 @@ async def stream(
         if of != job_id or not number.isdecimal():
             message = f"{name}: no event of this job; give the id of one, {job_id}:<seq> (given: {given!r})"
             raise ApiError(400, message, code="invalid_request", param=name)
-        seq = int(number)
+        seq = min(int(number), MOST)
     with app.database.read() as session:
         found(session, job_id, who)
     return StreamingResponse(app.tailer.follow(job_id, seq), media_type="text/event-stream", headers=HEADERS)

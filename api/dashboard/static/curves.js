@@ -120,7 +120,8 @@ export class Curves {
     panel.words = about.words;
     const { plot } = panel;
     const { min, max } = plot.scales.x;
-    const zoomed = min !== null && (min > plot.data[0][0] || max < plot.data[0].at(-1));
+    const zoomed = min !== null && (min > data[0][0] || max < panel.last); // columns grow in place: `last` is as drawn
+    panel.last = data[0].at(-1);
     plot.setData(data, !zoomed);
     if (zoomed) plot.redraw();
     panel.say(null);
@@ -142,7 +143,7 @@ export class Curves {
     figure.append(caption, canvas);
     this.charts.append(figure);
 
-    const panel = { figure, sources: about.sources, words: about.words };
+    const panel = { figure, sources: about.sources, words: about.words, last: data[0].at(-1) };
     panel.say = (index) => {
       const at = index ?? panel.plot.data[0].length - 1;
       note.textContent = `step ${panel.plot.data[0][at]}: ${panel.words(panel.plot.data.map((column) => column[at]))}`;
@@ -210,7 +211,7 @@ function options(about, canvas, restarts, say) {
       dash: line.dashed ? [5, 4] : undefined,
       spanGaps: true,
       paths: about.share ? uPlot.paths.stepped({ align: 1 }) : undefined, // a share holds for its step
-      points: { show: false },
+      points: { show: (plot) => plot.data[0].length === 1, size: 6 }, // one step has no line
     }))],
     hooks: { setCursor: [(plot) => plot.status && say(plot.cursor.idx)], draw: [(plot) => mark(plot, restarts())] },
   };

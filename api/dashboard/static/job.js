@@ -4,10 +4,6 @@ import { Curves } from './curves.js';
 import { Predictions } from './predictions.js';
 import { getJson, oneAtATime } from './series.js';
 
-const KINDS = [
-  'job.created', 'job.status', 'job.cancel', 'job.pause', 'job.resume', 'attempt.loading', 'attempt.training',
-  'attempt.evaluating', 'attempt.ended', 'checkpoint', 'predicted', 'note', 'error', 'progress',
-];
 const AGAIN_MS = 5000;
 const id = document.getElementById('job').dataset.id;
 const problem = document.getElementById('problem');
@@ -30,18 +26,12 @@ const showNews = oneAtATime(async () => {
 });
 const showHead = oneAtATime(async () => htmx.trigger('#job', 'refresh'));
 
-function heard(kind, message) {
-  const data = JSON.parse(message.data);
-  if (kind === 'progress') {
-    showHead();
-    curves.update();
-    if (['succeeded', 'failed', 'cancelled'].includes(data.status)) ended(data.status);
-    return;
-  }
-  told = Math.max(told, data.seq);
+function heard(job) {
+  told = Math.max(told, job.seq);
   showNews();
   showHead();
-  if (kind.startsWith('attempt.')) curves.reload(); // steps of an attempt that was cut short no longer count
+  curves.update();
+  if (['succeeded', 'failed', 'cancelled'].includes(job.status)) ended(job.status);
 }
 
 // ------------------------------------------------------------------------------------------------------ the stream
@@ -56,10 +46,11 @@ function listen() {
     if (broken) catchUp();
     broken = false;
   });
-  for (const kind of KINDS) {
-    // a failed connection also comes as 'error', without data
-    source.addEventListener(kind, (message) => (message.data === undefined ? lost() : heard(kind, message)));
-  }
+  source.addEventListener('progress', (message) => { heard(JSON.parse(message.data)); });
+  // steps of an attempt that was cut short no longer count
+  source.addEventListener('attempt.training', () => { curves.reload(); });
+  // an event of the job may be called so too; a failed connection has no data
+  source.addEventListener('error', (message) => { if (message.data === undefined) lost(); });
 }
 
 // What was told just before the connection broke could not be read any more.
