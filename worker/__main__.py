@@ -1,4 +1,5 @@
-"""`python -m worker`: takes ticks off the queue. `python -m worker beat`: puts them there in time.
+"""`python -m worker`: takes ticks off the queue. `python -m worker beat`: puts them there in time. `python -m worker
+check`: exit code 0 where rounds are being made, 1 where not.
 
 Settings come from the environment. TERM ends a worker after the ticks in hand, QUIT and KILL at once; nothing is lost
 by either.
@@ -9,13 +10,16 @@ import logging
 import os
 import signal
 import sys
+from contextlib import closing
 
 from celery import Celery
 from celery.beat import SchedulingError
 from celery.signals import setup_logging, worker_ready
 from kombu.exceptions import OperationalError
 
-from db.settings import from_environment
+from db import leases
+from db.session import Database
+from db.settings import Settings, from_environment
 from worker.app import create_app, create_beat
 
 _log = logging.getLogger("attune.worker")
@@ -24,12 +28,14 @@ _log = logging.getLogger("attune.worker")
 def main() -> int:
     """Run until stopped. Exit code 2: the settings are wrong."""
     parser = argparse.ArgumentParser(prog="python -m worker", description="Do the service's work between requests.")
-    parser.add_argument("part", nargs="?", choices=("worker", "beat"), default="worker")
+    parser.add_argument("part", nargs="?", choices=("worker", "beat", "check"), default="worker")
     options = parser.parse_args()
     setup_logging.connect(_log_plainly)
     worker_ready.connect(_say_ready)
     try:
         settings = from_environment()
+        if options.part == "check":
+            return 0 if _rounds_are_made(settings) else 1
         app = create_beat(settings) if options.part == "beat" else create_app(settings)
     except ValueError as error:  # of a setting
         print(error, file=sys.stderr)
@@ -50,6 +56,12 @@ def _beat(app: Celery) -> int:
         signal.signal(number, lambda *_: os._exit(0))
     beat.run()
     return 1
+
+
+def _rounds_are_made(settings: Settings) -> bool:
+    """A tick has lately gone all the way from a beat to a worker."""
+    with closing(Database(settings.database_url)) as database, database.read() as session:
+        return leases.held(session, leases.WORKER_ALIVE)
 
 
 def _log_plainly(**_: object) -> None:
