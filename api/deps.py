@@ -25,6 +25,8 @@ class Context(State):
     settings: Settings
     database: Database
     store: FolderStore | S3Store
+    links: FolderStore | S3Store
+    """The store where users reach it."""
     tailer: Tailer
     nudge: Callable[[], None]
 

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     """Redis (or Valkey) that carries Celery's messages, `redis://…` or `redis+socket://…`. Holds no state."""
     store: str
     """Artifact store: a folder or `s3://bucket/prefix`."""
+    s3_public_url: str | None = None
+    """Where users reach the S3 service, for links to artifacts; unset: where the service itself does."""
     ray_address: str = "http://127.0.0.1:8265"
     """Ray's Jobs REST."""
     ray_token: str | None = Field(default=None, repr=False)

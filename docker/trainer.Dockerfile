@@ -14,7 +14,8 @@ RUN python -m venv /opt/attune \
 
 FROM python:3.12-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends tini curl \
- && rm -rf /var/lib/apt/lists/* && useradd --create-home --uid 10001 attune
+ && rm -rf /var/lib/apt/lists/* && useradd --create-home --uid 10001 attune \
+ && install --directory --owner=attune /home/attune/.cache
 COPY --from=build /opt/attune /opt/attune
 # a volume on it takes over its owner
 RUN install --directory --owner attune --group attune /home/attune/.cache

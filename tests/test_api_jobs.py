@@ -5,9 +5,12 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import boto3
+import httpx2
 import pytest
 import yaml
-from api_server import Service, a_job, data_roots, posted, until
+from api_server import ROOT, Service, a_job, data_roots, posted, serving, until
+from specs import corpus_folder
 
 from attune.cli import main
 from db import jobs, keys
@@ -165,6 +168,22 @@ def test_artifacts_stay_in_the_jobs_own_place(service, mine):
         # as it stands, which a client would tidy up
         answer = raw(service, mine.headers["Authorization"], f"/v1/jobs/{job}/artifacts/{path}")
         assert answer in (400, 404), path
+
+
+def test_links_are_for_where_users_reach_s3(moto_endpoint, tmp_path, monkeypatch):
+    for name, value in (("ENDPOINT_URL", moto_endpoint), ("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.chdir(ROOT)
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="of-links")
+    corpus_folder(tmp_path / "turns")
+    public = moto_endpoint.replace("127.0.0.1", "localhost")
+    with serving(tmp_path, roots=str(tmp_path), store="s3://of-links/store", s3_public_url=public) as service:
+        job = posted(service.http, "/v1/jobs", a_job())["id"]
+        service.store.put(f"projects/{service.project}/jobs/{job}/spec.json", b"{}")
+        answer = service.http.get(f"/v1/jobs/{job}/artifacts/spec.json")
+    assert answer.status_code == 302
+    assert answer.headers["location"].startswith(f"{public}/of-links/store/projects/")
+    assert httpx2.get(answer.headers["location"]).content == b"{}"
 
 
 def raw(service: Service, key: str, target: str) -> int:

@@ -45,6 +45,6 @@ def download(job_id: str, path: str, app: App, who: Reader) -> Response:
     except (StoreError, OSError):  # a path that climbs out, or longer than a name may be
         raise not_found("artifact", path[:200]) from None
     kind = mimetypes.guess_type(path)[0] or ("text/plain" if path.endswith(".jsonl") else "application/octet-stream")
-    if isinstance(app.store, S3Store):
-        return RedirectResponse(app.store.link(key, seconds=600), 302)
-    return FileResponse(app.store.path(key), media_type=kind, filename=Path(path).name)
+    if isinstance(app.links, S3Store):
+        return RedirectResponse(app.links.link(key, seconds=600), 302)
+    return FileResponse(app.links.path(key), media_type=kind, filename=Path(path).name)
