@@ -43,14 +43,16 @@ class Processes:
     def __init__(self, folder: Path):
         self.folder, self.all = folder, list[subprocess.Popen[bytes]]()
 
-    def start(self, module: str, *arguments: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def start(
+        self, module: str, *arguments: str, env: Mapping[str, str], cwd: Path | None = None
+    ) -> subprocess.Popen[bytes]:
         """A process that writes to `<folder>/<module>-<n>.log`."""
         name = f"{'-'.join([module, *arguments])}-{len(self.all)}.log"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("ATTUNE_")}
         with open(self.folder / name, "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments], env={**inherited, **env}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=cwd,
             )  # fmt: skip
         self.all.append(process)
         return process
