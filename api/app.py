@@ -57,8 +57,14 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
                     leases.give_back(session, ALIVE, holder)
             database.close()
 
-    app = FastAPI(title="Attune", version=settings.code, lifespan=lifespan, docs_url=None, redoc_url=None,
-                  responses={"default": {"model": ErrorBody, "description": "What is wrong, and what to do."}})
+    app = FastAPI(
+        title="Attune",
+        version=settings.code,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"model": ErrorBody, "description": "What is wrong, and what to do."}},
+    )
     app.state.settings, app.state.database, app.state.store = settings, database, store
     app.state.links = open_store(settings.store, endpoint_url=settings.s3_public_url)
     app.state.tailer, app.state.holder = Tailer(database), holder
