@@ -16,7 +16,7 @@ REASONS = {
     "lost_heartbeat": "the runner went silent",
     "stalled": "no progress any more",
     "timeout": "the time limit was reached",
-    "yielded": "made room for others",
+    "yielded": "left at a checkpoint",
     "user": "asked for by a user",
 }
 
