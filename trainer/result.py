@@ -16,6 +16,7 @@ from trainer.fields import SpecError, UnfitDataError
 from trainer.manifest import ManifestError
 from trainer.metrics import default_metrics, score
 from trainer.plan import SPEECH, StagePlan
+from trainer.predictions import by_task
 from trainer.resolve import Resolved
 from trainer.spec import JobSpec
 from trainer.stage import shares
@@ -151,6 +152,15 @@ def main_metric(resolved: Resolved) -> str:
         return spec.evaluate.metric
     task: Any = (spec.tasks or [None])[0]
     return (task.metrics or default_metrics(task))[0] if task else "accuracy"
+
+
+def scored(rows: Sequence[dict[str, Any]]) -> list[Score]:
+    """Every metric of all prediction rows, by modality and task."""
+    out = []
+    for modality in dict.fromkeys(row["modality"] for row in rows):
+        for task, own in by_task(row for row in rows if row["modality"] == modality).items():
+            out += scores(task, modality, own)
+    return out
 
 
 def scores(task: str, modality: str, rows: Sequence[dict[str, Any]]) -> list[Score]:

@@ -29,7 +29,7 @@ from trainer.fields import problem
 from trainer.loop import Event, Loop, Outcome
 from trainer.metrics import count
 from trainer.plan import StagePlan, plan_stage
-from trainer.predictions import Row, by_task, limited, to_lines
+from trainer.predictions import Row, limited, to_lines
 from trainer.ranks import Ranks, StoppedError, Turns, checked
 from trainer.resolve import HEARD, Resolved, check_pins
 from trainer.result import Lineage, Result
@@ -246,9 +246,9 @@ class _Job:
     def train(self, model, plans: list[StagePlan], control: Callable[[], str]) -> None:
         """Executes what is left of the stages."""
         spec = self.spec
+        with self.ranks.together():
+            self.lineage = self._lineage(model, plans)
         if not plans:
-            with self.ranks.together():
-                self.lineage = self._lineage(model, plans)
             return
         rows = {name: source.rows for name, source in self.corpus.sources.items()}
         budget = spec.micro_batch_tokens
@@ -257,7 +257,6 @@ class _Job:
             return training_example(rows[source][row], view, stage.view, self.tasks, model.tokens, self.recordings)
 
         with self.ranks.together():
-            self.lineage = self._lineage(model, plans)
             loop = Loop(
                 model, self.resolved.stages, plans, examples,
                 global_batch=spec.global_batch, seed=spec.seed, checkpoint_every=spec.checkpoint_every,
@@ -323,19 +322,14 @@ class _Job:
 
     def finish(self, plans: list[StagePlan]) -> Result:
         """The result of a run that came to its end, whichever."""
-        outcome = self.outcome
-        done = outcome.reason is None
+        outcome, done = self.outcome, self.outcome.reason is None
         events = [e for e in checkpoint.read_log(self.store, outcome.logs) if e["kind"] == "step"]
         clip = {stage.name: stage.optimizer.clip_norm for stage in self.resolved.stages}
-        scores = []
-        for modality in dict.fromkeys(row["modality"] for row in self.rows):
-            for task, rows in by_task(r for r in self.rows if r["modality"] == modality).items():
-                scores += result.scores(task, modality, rows)
         made = self._result(
             outcome="succeeded" if done else "yielded" if outcome.reason in ("yielded", "timeout") else "failed",
             reason=outcome.reason,
             message=outcome.message,
-            scores=scores,
+            scores=result.scored(self.rows),
             shown=result.shown(self.resolved, plans, {k: v.rows for k, v in self.corpus.sources.items()}, outcome.step),
             tokens=sum(e["tokens"] for e in events),
             final_loss=result.final_loss(events),
