@@ -51,7 +51,7 @@ class Instance:
         # Ray's sockets have long names and a socket's path may have 107 bytes, so sockets lie elsewhere
         name = f"attune-{os.getuid()}-{hashlib.sha256(bytes(folder)).hexdigest()[:8]}"
         temporary = tempfile.gettempdir()
-        self.sockets = Path(temporary if len(temporary) < 24 else "/tmp", name)
+        self.sockets = Path(temporary if len(temporary) < 22 else "/tmp", name)
 
     @property
     def exists(self) -> bool:
@@ -99,6 +99,11 @@ class Instance:
     def broker(self) -> Path:
         """The broker's socket."""
         return self.sockets / "broker"
+
+    @property
+    def ray_folder(self) -> Path:
+        """Ray's own: it opens that folder to everybody, so it lies in one that nobody else may enter."""
+        return self.sockets / "r"
 
     @property
     def ray_address(self) -> str:

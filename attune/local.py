@@ -200,13 +200,13 @@ def _ray(instance: Instance) -> list[str]:
     if not command.exists():
         raise LocalError("Ray is not installed: pip install 'attune[ray]', or start without it: attune up --no-ray")
     instance.make_sockets()
-    for left in instance.sockets.glob("session_*"):
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(instance.ray_folder, ignore_errors=True)  # what one that was killed has left
     ports = {name: _free_port() for name in ("port", "ray-client-server-port", "dashboard-port")}
     ports["dashboard-agent-listen-port"] = _free_port()
     instance.remember(ray_ports=ports)
-    options = {"temp-dir": str(instance.sockets), "num-cpus": str(os.cpu_count() or 1), "dashboard-host": "127.0.0.1"}
-    options |= {"object-store-memory": str(OBJECT_STORE), **{name: str(port) for name, port in ports.items()}}
+    options = {"temp-dir": str(instance.ray_folder), "num-cpus": str(os.cpu_count() or 1)}
+    options |= {"dashboard-host": "127.0.0.1", "object-store-memory": str(OBJECT_STORE)}
+    options |= {name: str(port) for name, port in ports.items()}
     flags = [str(command), "start", "--head", "--block", "--disable-usage-stats"]
     return [*flags, *(f"--{name}={value}" for name, value in options.items())]
 
@@ -218,7 +218,9 @@ def _ray_environment(instance: Instance) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(instance.ray_token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # what else fills this machine's memory is no reason to end a job
+        # Neither what else fills this machine's memory nor that it is busy, or was asleep, is a reason to end a job.
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_health_check_failure_threshold": "1000",
     }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -37,6 +37,7 @@ def watch_job(client: Client, job_id: str, *, from_start: bool = False, shown: b
 def watch_study(client: Client, study_id: str, *, shown: bool = True) -> Iterator[Json]:
     """Follow a study until all its jobs have ended; yields each job whenever its status is another."""
     known: dict[str, str] = {}
+    said = ""
     study = client.studies.get(study_id)
     with _bar(study["name"], shown, total=sum(study["jobs"].values()), bar_format=JOBS) as bar:
         while True:
@@ -52,8 +53,20 @@ def watch_study(client: Client, study_id: str, *, shown: bool = True) -> Iterato
                     yield {"object": "job", **job}
             if ended == len(jobs):
                 return
+            if shown and (why := _waits(client, jobs.values())) not in ("", said):
+                said = why
+                bar.write(why, file=sys.stderr)
             time.sleep(LOOK_S)
             study = client.studies.get(study_id)
+
+
+def _waits(client: Client, jobs: Collection[Json]) -> str:
+    """Why nothing runs, where the service has said it; empty where something does."""
+    waiting = [job["id"] for job in jobs if job["status"] == "queued"]
+    if not waiting or any(job["status"] in ("running", "pausing") for job in jobs):
+        return ""
+    newest = client.ask("GET", f"/v1/jobs/{waiting[0]}/events", params={"limit": 1})["data"]
+    return event_line(newest[0]) if newest and newest[0]["type"] in ("runner.delayed", "runner.failed") else ""
 
 
 def _bar(name: str, shown: bool, **options: Any) -> tqdm:

@@ -1,5 +1,7 @@
 """The whole of `attune up`, Ray included: a job is trained and scored, another is interrupted by `attune down`."""
 
+import os
+import signal
 from pathlib import Path
 
 import httpx2
@@ -43,6 +45,11 @@ def _up_and_down(place: Place, spec: Path) -> None:
     ran = place.attune("submit", spec, "--watch", cwd=ROOT)
     assert ran.returncode == 0, ran.stdout + ran.stderr + instance.services["worker"].last_words()
     assert "succeeded, accuracy" in ran.stdout
+    assert instance.sockets.stat().st_mode & 0o077 == 0  # jobs of Ray open its own folder to everybody
+
+    os.kill(place.pids()["ray"], signal.SIGKILL)
+    until(lambda: "ray" not in Instance(place.folder).running)
+    assert place.json("up")["started"] == ["ray", "worker"]
 
     spec.write_text(yaml.safe_dump({**JOB, "name": "long", "steps": 5000, "checkpoint_every": 5000}))
     submitted = place.attune("submit", spec, cwd=ROOT)

@@ -40,7 +40,6 @@ from trainer.views import Recordings, training_example
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
-
 PROGRESS_S = 5.0
 """Seconds between two words on how far an evaluation is."""
 
