@@ -2,9 +2,9 @@
 runner."""
 
 import json
+import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 from fault_stand import COMMANDS, DONE, MIDDLE, Running
@@ -51,25 +51,18 @@ def test_orders_while_ray_has_the_runner_pending(stand_of_two, undisturbed):
     paused.equals(undisturbed)
 
 
-@pytest.fixture
-def reading(tmp_path) -> Path:
-    """A copy of the data set, whose manifest may be made to keep its readers waiting."""
-    folder = tmp_path / "commands"
-    shutil.copytree(COMMANDS, folder, ignore=shutil.ignore_patterns("audio"))
-    (folder / "audio").symlink_to(Path(COMMANDS, "audio"))
-    return folder
-
-
-def test_orders_while_loading(stand, reading):
-    manifest = reading / "train.jsonl"
-    content, data = manifest.read_bytes(), {"speech": f"{reading}:train", "speech_per_label": 1}
+def test_orders_while_loading(stand, tmp_path):
+    """A recording of the data set keeps whoever reads it waiting."""
+    folder = shutil.copytree(COMMANDS, tmp_path / "commands", copy_function=os.symlink)
+    recording = folder / json.loads((folder / "train.jsonl").open().readline())["audio"]
+    content = recording.read_bytes()
 
     def loading() -> Running:
-        """A job whose runner reads the manifest, and goes on reading."""
-        job = Running(stand, data=data, steps=20)
+        """A job whose runner reads the data, and goes on reading."""
+        job = Running(stand, data={"speech": f"{folder}:train", "speech_per_label": 1}, steps=20)
         stand.client.jobs.pause(job.id)
         job.until("paused")
-        blocked.append(Blocked(manifest))
+        blocked.append(Blocked(recording))
         stand.client.jobs.resume(job.id)
         job.until_attempt("loading")
         return job
