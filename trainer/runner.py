@@ -211,13 +211,13 @@ class Runner:
             if resolved.hash != claim["spec_hash"]:
                 raise EndedError(f"the job's hash is {resolved.hash[:12]} in the code {self.settings.code} of this "
                                  f"runner and {claim['spec_hash'][:12]} in the service's")  # fmt: skip
+            roots = [*self.settings.data, self._brought(claim)]
         if lease is not None:
             lease.limit = Limit(resolved.spec.resources.time)
             store = LeasedStore(store, lease)
         made = run(
-            resolved, store, self._sink, lease or (lambda: "continue"),
-            roots=[*self.settings.data, self._brought(claim)], model=self._base(resolved), cache=self.cache,
-            ranks=self.ranks, attempt=claim["attempt"],
+            resolved, store, self._sink, lease or (lambda: "continue"), roots=roots,
+            model=self._base(resolved), cache=self.cache, ranks=self.ranks, attempt=claim["attempt"],
         )  # fmt: skip
         if lease is not None:
             key = "final.json" if made.outcome == "succeeded" else f"attempts/{claim['attempt']}/result.json"
