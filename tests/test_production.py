@@ -190,7 +190,8 @@ def test_artifacts_come_from_s3_by_a_link_that_is_signed(done: Production, tmp_p
     assert link.startswith(f"{done.service.public}/attune/store/")
     part = httpx2.get(link, headers={"Range": "bytes=8-15"})
     assert (part.status_code, part.content) == (206, got.read_bytes()[8:16])
-    assert httpx2.get(re.sub("Signature=.", "Signature=x", link)).status_code == 403
+    assert "X-Amz-Algorithm=AWS4" in link
+    assert httpx2.get(link.replace("Signature=", "Signature=x")).status_code == 403
     assert httpx2.get(link.partition("?")[0]).status_code == 403
 
 

@@ -145,6 +145,7 @@ def _client(endpoint_url: str | None, session: dict[str, Any]) -> Any:
 
     endpoint = endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
+        signature_version="s3v4",  # boto3 signs links by the older way, which AWS's newer regions refuse
         # boto3's default checksum trailers are refused by many S3-compatible services.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
