@@ -92,4 +92,3 @@ def test_all_of_it_at_once(stand, undisturbed, postgres_of_stand):
         stand.start(part)
     job.ends("succeeded", DONE)
     job.equals(undisturbed)
-

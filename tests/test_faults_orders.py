@@ -2,13 +2,11 @@
 runner."""
 
 import json
-import os
-import shutil
 import signal
 
 import pytest
 from fault_stand import COMMANDS, DONE, MIDDLE, Running
-from processes import Blocked, until
+from processes import until
 from ray_start import started_node
 from stand import QUICK, named
 
@@ -51,34 +49,18 @@ def test_orders_while_ray_has_the_runner_pending(stand_of_two, undisturbed):
     paused.equals(undisturbed)
 
 
-def test_orders_while_loading(stand, tmp_path):
-    """A recording of the data set keeps whoever reads it waiting."""
-    folder = shutil.copytree(COMMANDS, tmp_path / "commands", copy_function=os.symlink)
-    recording = folder / json.loads((folder / "train.jsonl").open().readline())["audio"]
-    content = recording.read_bytes()
-
-    def loading() -> Running:
-        """A job whose runner reads the data, and goes on reading."""
-        job = Running(stand, data={"speech": f"{folder}:train", "speech_per_label": 1}, steps=20)
-        stand.client.jobs.pause(job.id)
-        job.until("paused")
-        blocked.append(Blocked(recording))
-        stand.client.jobs.resume(job.id)
-        job.until_attempt("loading")
-        return job
-
-    blocked: list[Blocked] = []
-    cancelled = loading()
+def test_orders_just_after_the_claim(stand, undisturbed):
+    """The runner has the job and has yet to load it."""
+    cancelled, paused = Running(stand), Running(stand)
+    cancelled.until("running")
     assert stand.client.jobs.cancel(cancelled.id)["status"] == "running"
-    blocked.pop().release(content)
     cancelled.ends("cancelled", CANCELLED)
-
-    paused = loading()
+    paused.until("running")
     assert stand.client.jobs.pause(paused.id)["status"] == "pausing"
-    blocked.pop().release(content)
     paused.until("paused")
     stand.client.jobs.resume(paused.id)
     paused.ends("succeeded", PAUSED, DONE)
+    paused.equals(undisturbed)
 
 
 def test_orders_while_training(stand, undisturbed):
