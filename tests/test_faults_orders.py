@@ -51,10 +51,11 @@ def test_orders_while_ray_has_the_runner_pending(stand_of_two, undisturbed):
 
 def test_orders_just_after_the_claim(stand, undisturbed):
     """The runner has the job and has yet to load it."""
-    cancelled, paused = Running(stand), Running(stand)
+    cancelled = Running(stand)
     cancelled.until("running")
     assert stand.client.jobs.cancel(cancelled.id)["status"] == "running"
     cancelled.ends("cancelled", CANCELLED)
+    paused = Running(stand)
     paused.until("running")
     assert stand.client.jobs.pause(paused.id)["status"] == "pausing"
     paused.until("paused")
@@ -64,10 +65,11 @@ def test_orders_just_after_the_claim(stand, undisturbed):
 
 
 def test_orders_while_training(stand, undisturbed):
-    cancelled, paused = Running(stand), Running(stand)
+    cancelled = Running(stand)
     cancelled.until_step(MIDDLE)
     stand.client.jobs.cancel(cancelled.id)
     cancelled.ends("cancelled", CANCELLED)
+    paused = Running(stand)
     paused.until_step(MIDDLE)
     stand.client.jobs.pause(paused.id)
     paused.until("paused")
@@ -78,10 +80,11 @@ def test_orders_while_training(stand, undisturbed):
 
 def test_orders_while_evaluating(stand):
     long = {"on": f"{COMMANDS}:dev", "text_twin": False, "limit": 400, "decode": {"max_new_tokens": 6}}
-    cancelled, paused = (Running(stand, steps=20, evaluate=long) for _ in range(2))
+    cancelled = Running(stand, steps=20, evaluate=long)
     cancelled.until_attempt("evaluating")
     stand.client.jobs.cancel(cancelled.id)
     cancelled.ends("cancelled", CANCELLED)
+    paused = Running(stand, steps=20, evaluate=long)
     paused.until_attempt("evaluating")
     stand.client.jobs.pause(paused.id)
     paused.until("paused")
