@@ -266,6 +266,16 @@ def test_a_base_that_is_not_there_is_the_jobs_failure(server, settings, job, cal
     assert fine.done["outcome"] == "succeeded"
 
 
+def test_a_base_relative_to_a_data_folder_is_found_from_anywhere(world, server, settings, job, tmp_path, monkeypatch):
+    """As where a spec by REST names `models/tiny`, and Ray's workers stand in folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    relative = job.model_copy(update={"spec": job.spec.model_copy(update={"base": world[0].name})})
+    assert relative.hash == job.hash
+    attempt = server.submit(relative, "ftjob-1")
+    serve(Ranks(), settings(data=[str(world[1]), str(world[0].parent)]), "code-1")
+    assert attempt.done["outcome"] == "succeeded", attempt.done
+
+
 def test_missing_data_is_the_jobs_failure(server, settings, job, tmp_path):
     attempt = server.submit(job, "ftjob-1")
     serve(Ranks(), settings(data=[str(tmp_path)]), "code-1")

@@ -16,13 +16,14 @@ the ranks as processes of this machine instead of workers of Ray. Only `on_ray` 
 
 import argparse
 import gc
+import logging
 import math
 import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -107,6 +108,7 @@ def serve(ranks: Ranks, settings: Settings, bootstrap: str, watch: Callable[[Eve
     """What every rank does until there is no more work; returns why it leaves. `watch` sees the events too.
     FencedError, EndedError, and whatever a job was not expected to raise."""
     os.environ.pop(BOOTSTRAP, None)  # a worker of Ray inherits it from its job
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # Ray's workers log everything, a line per heartbeat
     with tempfile.TemporaryDirectory(prefix="attune-runner-") as folder:
         return Runner(ranks, settings, bootstrap, Path(folder), watch).serve()
 
@@ -212,6 +214,7 @@ class Runner:
                 raise EndedError(f"the job's hash is {resolved.hash[:12]} in the code {self.settings.code} of this "
                                  f"runner and {claim['spec_hash'][:12]} in the service's")  # fmt: skip
             roots = [*self.settings.data, self._brought(claim)]
+            resolved = _placed(resolved, roots)
         if lease is not None:
             lease.limit = Limit(resolved.spec.resources.time)
             store = LeasedStore(store, lease)
@@ -293,6 +296,15 @@ def _digest(store: Store, key: str) -> str | None:
     except Exception as error:
         print(f"{store.uri}/{key}: written, but not read back ({error})", file=sys.stderr, flush=True)
         return None
+
+
+def _placed(resolved: Resolved, roots: Sequence[str]) -> Resolved:
+    """The job with a base that is named relative to a data folder by its whole path: Ray's workers stand elsewhere."""
+    base = resolved.spec.base
+    folder = next((path for root in roots if (path := Path(root).absolute() / base).is_dir()), None)
+    if folder is None:
+        return resolved
+    return resolved.model_copy(update={"spec": resolved.spec.model_copy(update={"base": str(folder)})})
 
 
 def _free_memory() -> int:
