@@ -1,5 +1,6 @@
 """Metrics: a row per attempt and step while a job runs, one series per metric once it has ended."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,9 +135,15 @@ def preview(known: Sequence[Sequence[float]], steps: Sequence[dict[str, Any]]) -
     steps. What an earlier attempt did beyond the first of them is forgotten."""
     first, last = steps[0]["step"], steps[-1]["step"]
     stretch = 1 << ((last - 1) // PREVIEW).bit_length()
-    new = ((e["step"], float(f"{e['loss']:.4g}")) for e in steps if e.get("loss") is not None)
+    new = ((e["step"], _rounded(e["loss"])) for e in steps if e.get("loss") is not None)
     points = [*((step, value) for step, value in known if step < first), *new]
     return [list(point) for point in {(step - 1) // stretch: (step, value) for step, value in points}.values()]
+
+
+def _rounded(value: float) -> float:
+    """Four digits; the largest doubles as they are, for rounded up they would be infinite, which JSON has not."""
+    short = float(f"{value:.4g}")
+    return short if math.isfinite(short) else value
 
 
 def compact(session: Session, job_id: str) -> None:

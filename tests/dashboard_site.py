@@ -244,7 +244,8 @@ def fill(site: Site) -> None:
     with site.database.write() as session:
         checked = jobs.create(session, site.project, spec("just sent"), name="just sent", priority=5, retries=3,
                               actor=site.actor).id  # fmt: skip
-        cells = [{"name": f"direct mix {n} %", "scheme": "direct_mix", "settings": {"speech_fraction": n / 100},
+        cells = [{"name": f"direct mix {n} %", "kind": "cell", "scheme": "direct_mix",
+                  "settings": {"speech_fraction": n / 100},
                   "recordings": 4 * n, "speech_fraction": n / 100, "speech_presentations": 8, "seeds": [[1, 1]],
                   "jobs": [f"key{n}"]} for n in (5, 25)]  # fmt: skip
         new = {

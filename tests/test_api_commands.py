@@ -57,6 +57,7 @@ def test_every_command_whatever_its_user_wanted_before(service, status, wanted, 
 def test_who_may_command(service, asked):
     """Nobody learns what others have, and a key to read is none to write."""
     job = placed(service.database, "queued", pool=f"who-{asked}")
+    service.client("write", "elsewhere").close()  # a project that is there already
     before = rows(service.database)
     for scope, project, status, code in [
         ("write", "elsewhere", 404, "job_not_found"), ("read", "default", 403, "insufficient_scope"),

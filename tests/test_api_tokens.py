@@ -112,8 +112,8 @@ def test_a_claim_is_answered_to_the_runners_own_token_alone(service, two, pool):
     assert late.claim()["job_id"] == job
 
 
-def test_a_runner_that_holds_an_attempt_gets_no_other(service, two, pool):
-    """The answer to its claim was lost on the way, and it asks again: that attempt's lease must run out first."""
+def test_a_runner_that_holds_an_attempt_is_told_of_it_again(service, two, pool):
+    """The answer to its claim was lost on the way, and it asks again."""
     mine, _ = two
     job = a_job(service.database, pool=pool)
     answer = mine.runner.http.post(
@@ -121,7 +121,10 @@ def test_a_runner_that_holds_an_attempt_gets_no_other(service, two, pool):
         json={"protocol": 1, "pool": pool, "code": service.settings.code, "world_size": 1, "wait_s": 0},
         headers={"Authorization": f"Bearer {mine.runner.token}"},
     )
-    assert answer.status_code == 204
+    [again] = answer.json()["claims"]
+    assert {key: again[key] for key in ("job_id", "attempt", "token")} == {
+        key: mine.claim[key] for key in ("job_id", "attempt", "token")
+    }
     assert rows(service.database).job[job].status == "queued"
 
 
