@@ -157,17 +157,17 @@ def test_a_study_is_submitted_shown_watched_and_cancelled(spec, ran, service):
     assert study in ran("study")[1]
     code, out, _ = ran("study", study)
     assert code == 0
-    assert "2 queued" in out
+    assert "3 queued" in out
     assert "0/2" in out
     assert json.loads(ran("study", study, "--json")[1])["table"]["failed"] == []
     jobs = [j["id"] for j in json.loads(ran("jobs", "--study", study, "--json")[1])["data"]]
-    assert len(jobs) == 2
-    code, out, _ = ran("compare", *jobs, "--json")
+    assert len(jobs) == 3  # two seeds and the majority
+    code, out, _ = ran("compare", *jobs[:2], "--json")
     assert (code, json.loads(out)["error"]["code"]) == (2, "illegal_status")
-    assert ran("cancel", study)[1] == f"{study}: 2 cancelled\n"
+    assert ran("cancel", study)[1] == f"{study}: 3 cancelled\n"
     code, out, _ = ran("watch", study)
     assert code == 1
-    assert "2 cancelled" in out
+    assert "3 cancelled" in out
 
 
 def test_data_sets_are_added_and_shown(ran, tmp_path):
