@@ -151,7 +151,7 @@ class Resources(Spec):
     """Limits of a job; none of them changes its result beyond rounding."""
 
     gpus: int = Field(default=0, ge=0)
-    """GPUs wanted; 0 means whatever there is."""
+    """GPUs wanted, a rank on each; 0 means whatever there is. A cluster that has fewer gives as many ranks on CPUs."""
     time: Seconds | None = None
     """Time limit of one attempt, e.g. '4h'; then a checkpoint is written and the run ends with reason timeout."""
     priority: int = 0
