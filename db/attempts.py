@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from db import events, jobs, metrics, outbox
+from db import datasets, events, jobs, metrics, outbox
 from db.events import New
 from db.models import Attempt, Job, Runner
 from db.session import now
 from db.status import ATTEMPT, ENDED, FAULTS, HELD, LIVE, Action, AttemptStatus, action, after_attempt
+from trainer.fields import SpecError
 
 LEASE_S = 60.0
 GRACE_S = 60.0
@@ -84,6 +85,8 @@ def claim(session: Session, runner: Runner, secret: str) -> Claim | None:
         .with_for_update(skip_locked=True, of=Job)
     )
     job = session.scalars(chosen).first()
+    while job is not None and _without_data(session, job):
+        job = session.scalars(chosen).first()
     if job is None:
         return None
     no = job.attempts + 1
@@ -100,6 +103,17 @@ def claim(session: Session, runner: Runner, secret: str) -> Claim | None:
     session.flush()
     session.refresh(job)
     return Claim(job, no, token)
+
+
+def _without_data(session: Session, job: Job) -> bool:
+    """Whether a data set that the job names is gone; then it fails here, for left queued it would stop its pool."""
+    try:
+        datasets.pins(session, job.project_id, (job.resolved or {}).get("spec", {}))
+    except SpecError as error:
+        jobs.move(session, job.id, "failed", actor="service", reason="invalid_data", message=str(error))
+        metrics.compact(session, job.id)
+        return True
+    return False
 
 
 def _held(session: Session, job_id: str, no: int, token: str) -> Attempt:

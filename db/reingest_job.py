@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
-from db import events, jobs, metrics, outbox, records
+from db import datasets, events, jobs, metrics, outbox, records
 from db.attempts import plain
 from db.events import New
 from db.models import Attempt, Checkpoint, Job, Runner
@@ -73,9 +73,11 @@ def read(store: Store, place: str, keys: Sequence[str], code: str, created_at: f
 
 
 def add(session: Session, left: Left) -> bool:
-    """Write the rows and the one event; False, and nothing done, where the database has the job."""
+    """Write the rows and the one event; False, and nothing done, where the database has the job. SpecError where it
+    waits for a runner and a data set that it names is not there or not ready: it is taken in once that is."""
     row, at = {k: v for k, v in left.row.items() if v is not None}, clock(session)
     if row["status"] == "queued":
+        datasets.pins(session, row["project_id"], row["resolved"]["spec"])
         row["queued_at"] = at
     if row["status"] in TERMINAL and row.get("finished_at") is None:
         row["finished_at"] = at

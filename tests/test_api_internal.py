@@ -9,6 +9,7 @@ import pytest
 from api_server import Runner, Service, a_job, posted, until
 
 from db import jobs, runners
+from db.models import Job
 
 pytest_plugins = ["databases", "api_service"]
 
@@ -95,6 +96,23 @@ def test_of_many_runners_one_gets_the_job(service, job):
     for thread in threads:
         thread.join()
     assert sorted(answers) == [200] + [204] * 5
+
+
+def test_a_job_whose_data_set_is_gone_stops_nobody(service, job):
+    """As after a reingest that could not take the data set in: it fails, and the claim is the next one's."""
+    gone = f"file-{'0' * 26}"
+    with service.database.write() as session:
+        row = session.get_one(Job, job[0])
+        spec = {**row.resolved["spec"], "data": {**row.resolved["spec"]["data"], "corpus": gone}}
+        row.resolved, row.priority = {**row.resolved, "spec": spec}, 1000
+    behind, runner = service.queued(SPEC), service.runner(job[1])
+    assert runner.claim()["job_id"] == behind
+    failed = service.http.get(f"/v1/jobs/{job[0]}").json()
+    assert (failed["status"], failed["reason"], failed["attempts"]) == ("failed", "invalid_data", 0)
+    assert "data.corpus: no such data set" in failed["message"]
+    assert gone in failed["message"]
+    end = {"first_seq": 1, "events": [], "outcome": "yielded", "reason": "yielded"}
+    assert runner.tell(runner.claim(), "done", end).status_code == 200
 
 
 def test_a_waiting_claim_gets_what_comes(service, job):

@@ -353,6 +353,26 @@ def test_damage_stops_nothing_else(database, store, tmp_path):
     assert everything(database) == before
 
 
+def test_a_job_waits_outside_for_its_data_set(database, store, tmp_path):
+    """Queued without it, it would fail at the first claim; it is taken in once the data set is."""
+    dataset = f"file-{'0' * 26}"
+    whole = resolved(corpus_folder(tmp_path / "turns")).model_dump(mode="json", by_alias=True)
+    whole["spec"]["data"]["corpus"] = dataset
+    put(store, f"{a_job(store, 'ftjob-1')}/spec.json", whole)
+    settled, version = f"projects/proj-1/uploads/{dataset}/settled.json", "0" * 64
+    put(store, f"projects/proj-1/uploads/{dataset}/dataset.json", {"name": "d", "created_at": 1.0})
+    put(store, settled, {"status": "ready", "manifest_sha256": version, "report": {}})
+    report = reingest(database, store, "code")
+    assert [p["id"] for p in report.problems] == [dataset, "ftjob-1"]
+    said = report.problems[1]["message"]
+    assert "data.corpus: no such data set" in said
+    assert dataset in said
+    assert rows(database, Job) == []
+    put(store, f"projects/proj-1/datasets/{version}/files.json", {})
+    report = reingest(database, store, "code")
+    assert (report.problems, report.jobs) == ([], {"queued": 1})
+
+
 def test_beside_a_running_service_nothing_is_changed(database, store, tmp_path):
     """A job that runs, one whose record is not written yet, and a project that has a name are as they were."""
     mine = held(database)
