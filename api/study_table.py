@@ -8,6 +8,7 @@ from typing import Any
 from api.bodies import finite
 from api.deps import Context
 from api.routes.predictions import scored
+from db import studies
 from db.models import Job, Study
 from trainer.metrics import score
 from trainer.report import ReportRow, Scored, document, score_rows
@@ -27,7 +28,8 @@ _KEPT = 64
 def study_table(study: Study, jobs: Sequence[Job], app: Context) -> Table:
     """Rows and comparisons of a study as far as its jobs have succeeded."""
     by_id = {job.id: job for job in jobs}
-    metric = jobs[0].resolved["spec"]["evaluate"]["metric"]  # type: ignore[index]  # a study's jobs are resolved
+    spec = _spec(jobs)
+    metric = None if spec is None else spec["evaluate"]["metric"]
     done = frozenset(job.id for job in jobs if job.status == "succeeded")
     key = (app.store.uri, study.id, done)
     if key not in _answered:
@@ -41,39 +43,44 @@ def study_table(study: Study, jobs: Sequence[Job], app: Context) -> Table:
         values = answered["values"].get(cell["name"], dict.fromkeys(("value", "ci_low", "ci_high", "n", "metrics")))
         runs_done = sum(job_id in done for job_id in cell["jobs"])
         rows.append({**known, **values, "runs_done": runs_done, "runs": len(cell["jobs"])})
-    said = {key: answered[key] for key in ("reference", "comparisons", "findings", "notes")}
+    said = {key: answered[key] for key in ("reference", "comparisons", "findings")}
     return {
         "object": "study_table", "study_id": study.id, "name": study.name, "metric": metric, "confidence": CONFIDENCE,
         "rows": [*(r for r in rows if r["kind"] == "cell"), *answered["beside"],
                  *(r for r in rows if r["kind"] == "control")],
-        "failed": _failed(study, by_id), **said,
+        "failed": _failed(study, by_id), **said, "notes": [*studies.notes(study, jobs), *answered["notes"]],
     }  # fmt: skip
 
 
 def study_report(study: Study, jobs: Sequence[Job], app: Context) -> Table | None:
     """`report.json` and `report.txt` as `python -m trainer` writes them, of what has succeeded; None where nothing has.
-    A study's jobs are resolved, and share base, task and metric."""
+    A study's jobs share base, task and metric."""
     by_id = {job.id: job for job in jobs}
-    spec = jobs[0].resolved["spec"]  # type: ignore[index]
-    metric, task = spec["evaluate"]["metric"], spec["tasks"][0]
-    rows = _rows(study, by_id, app)
-    if not rows:
+    rows, spec = _rows(study, by_id, app), _spec(jobs)
+    if not rows or spec is None:
         return None
+    metric, task = spec["evaluate"]["metric"], spec["tasks"][0]
     answered = score_rows(rows, metric, confidence=CONFIDENCE)
-    said = {**document(answered, study.name, spec["base"], study.notes), "failed": _failed(study, by_id)}
+    notes = studies.notes(study, jobs)
+    said = {**document(answered, study.name, spec["base"], notes), "failed": _failed(study, by_id)}
     beside = [m for m in task["metrics"] if m not in (metric, "invalid_rate")][:3]
     return {
         "object": "study_report", "study_id": study.id, "report": finite(said), "text": whole(answered, said, beside)
     }  # fmt: skip
 
 
+def _spec(jobs: Sequence[Job]) -> Table | None:
+    """As resolved, of one of the jobs: after a reingest some wait for that again, or are missing."""
+    return next((job.resolved["spec"] for job in jobs if job.resolved is not None), None)
+
+
 def _failed(study: Study, jobs: dict[str, Job]) -> list[Table]:
     return [
-        {"row": cell["name"], "seed": seed, "job_id": job_id, "status": jobs[job_id].status,
-         "reason": jobs[job_id].reason, "message": jobs[job_id].message}
+        {"row": cell["name"], "seed": seed, "job_id": job.id, "status": job.status, "reason": job.reason,
+         "message": job.message}
         for cell in study.cells
-        for job_id, (seed, _) in zip(cell["jobs"], cell["seeds"], strict=True)
-        if jobs[job_id].status in ("failed", "cancelled")
+        for job, seed, _ in studies.runs(cell, jobs)
+        if job.status in ("failed", "cancelled")
     ]  # fmt: skip
 
 
@@ -82,19 +89,19 @@ def _rows(study: Study, jobs: dict[str, Job], app: Context) -> list[ReportRow]:
     cells = []
     for cell in study.cells:
         runs = [
-            Run(seed, subset, scored(app.store, jobs[job_id]))
-            for job_id, (seed, subset) in zip(cell["jobs"], cell["seeds"], strict=True)
-            if jobs[job_id].status == "succeeded"
+            Run(seed, subset, scored(app.store, job))
+            for job, seed, subset in studies.runs(cell, jobs)
+            if job.status == "succeeded"
         ]
         if runs:
             cells.append(ScoredCell(**{key: cell[key] for key in _DESCRIBED}, runs=runs))
     return report_rows(cells)
 
 
-def _answer(study: Study, jobs: dict[str, Job], metric: str, app: Context) -> Table:
+def _answer(study: Study, jobs: dict[str, Job], metric: str | None, app: Context) -> Table:
     rows = _rows(study, jobs, app)
-    values, beside, said = {}, [], {"reference": None, "comparisons": [], "findings": [], "notes": study.notes}
-    if rows:
+    values, beside, said = {}, [], {"reference": None, "comparisons": [], "findings": [], "notes": []}
+    if rows and metric is not None:
         answered = score_rows(rows, metric, confidence=CONFIDENCE)
         values = {row.name: _values(row, answered) for row in rows}
         own = {cell["name"] for cell in study.cells}
@@ -104,7 +111,7 @@ def _answer(study: Study, jobs: dict[str, Job], metric: str, app: Context) -> Ta
             "reference": answered.reference.name,
             "comparisons": [_comparison(q) for q in answered.questions],
             "findings": findings(answered),
-            "notes": [*study.notes, *intervals, *questions_note(answered)],
+            "notes": [*intervals, *questions_note(answered)],
         }
     return finite({"values": values, "beside": beside, **said})
 

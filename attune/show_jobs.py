@@ -128,7 +128,7 @@ def study(found: Json, table: Json) -> None:
     """A study: its rows with intervals as far as they are known, what follows from them, what failed."""
     counts = ", ".join(f"{count} {status}" for status, count in found["jobs"].items())
     print(f"study {found['name']} ({found['id']}): {counts}")
-    head = ("row", "recordings", "runs", f"{table['metric']} ({table['confidence']:.0%})")
+    head = ("row", "recordings", "runs", f"{table['metric'] or 'score'} ({table['confidence']:.0%})")
     rows = [(r["name"], f"{r['recordings']:,}", f"{r['runs_done']}/{r['runs']}",
              "–" if r["value"] is None else _interval(r)) for r in table["rows"]]  # fmt: skip
     _columns([head, *rows])

@@ -1,6 +1,6 @@
 """Studies: a grid of jobs written in one transaction, and what became of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -67,6 +67,24 @@ def find(session: Session, study_id: str, project_id: str | None = None) -> Stud
 def members(session: Session, study_id: str) -> list[Job]:
     """Jobs of a study in order of creation."""
     return list(session.scalars(select(Job).where(Job.study_id == study_id).order_by(Job.id)))
+
+
+def runs(cell: Mapping[str, Any], jobs: Mapping[str, Job]) -> list[tuple[Job, int, int]]:
+    """Jobs of a cell that are there, each with its seed and subset seed. `jobs`: the study's by id."""
+    seeded = zip(cell["jobs"], cell["seeds"], strict=True)
+    return [(jobs[job_id], seed, subset) for job_id, (seed, subset) in seeded if job_id in jobs]
+
+
+def notes(study: Study, jobs: Iterable[Job]) -> list[str]:
+    """What is to be said of a study; also which jobs are missing, as after a reingest that could not take them in."""
+    there = {job.id for job in jobs}
+    missing = [
+        f"{cell['name']} seed {seed}: its job {job_id} is missing since the database was made anew from the store"
+        for cell in study.cells
+        for job_id, (seed, _) in zip(cell["jobs"], cell["seeds"], strict=True)
+        if job_id not in there
+    ]
+    return [*study.notes, *missing]
 
 
 def page(session: Session, project_id: str, after: str | None = None, limit: int = 20) -> tuple[list[Study], bool]:

@@ -218,7 +218,8 @@ def study_page(study_id: str, app: App, who: Viewer) -> Response:
         row = a_study(session, study_id, who)
         members = studies.members(session, study_id)
         return render(
-            "study.html", who=_name(session, who), study=shapes.study(row, members), now=_now(session),
+            "study.html", who=_name(session, who), now=_now(session),
+            study=shapes.study(row, members) | {"notes": studies.notes(row, members)},
             jobs={j.id: shapes.job(j) for j in members}, spec=_yaml(row.spec),
         )  # fmt: skip
 

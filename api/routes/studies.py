@@ -156,19 +156,20 @@ def found(session, study_id: str, who: Holder) -> Study:
 
 
 def in_full(study: Study, jobs: list[Job]) -> dict[str, Any]:
-    """A study with its cells, and of each cell the jobs with their seeds."""
-    by_id = {job.id: shapes.job(job) for job in jobs}
+    """A study with its cells, and of each cell the jobs with their seeds; a note says which are missing."""
+    by_id = {job.id: job for job in jobs}
     shown = ("id", "name", "status", "wanted", "reason", "message", "attempts", "progress", "metric", "scores")
     cells = [
         {**cell, "jobs": [
-            {"seed": seed, "subset_seed": subset, **{k: by_id[job_id][k] for k in shown}}
-            for job_id, (seed, subset) in zip(cell["jobs"], cell["seeds"], strict=True)
+            {"seed": seed, "subset_seed": subset, **{k: v for k, v in shapes.job(job).items() if k in shown}}
+            for job, seed, subset in studies.runs(cell, by_id)
         ]}
         for cell in study.cells
     ]  # fmt: skip
     for cell in cells:
         del cell["seeds"]
-    return {**shapes.study(study, jobs), "spec": study.spec, "cells": cells}
+    said = shapes.study(study, jobs) | {"notes": studies.notes(study, jobs)}
+    return {**said, "spec": study.spec, "cells": cells}
 
 
 @router.get("/{study_id}", response_model=schema.StudyInFull)
