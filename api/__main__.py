@@ -4,10 +4,9 @@ import argparse
 import sys
 
 import uvicorn
-from pydantic import ValidationError
 
 from api.app import SecondReplicaError, be_the_one, create_app
-from db.settings import Settings
+from db.settings import from_environment
 
 
 def main() -> int:
@@ -17,10 +16,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8321)
     options = parser.parse_args()
     try:
-        settings = Settings()  # type: ignore[call-arg]  # from the environment
-        app = create_app(settings)
+        app = create_app(from_environment())
         be_the_one(app)
-    except (ValidationError, ValueError, SecondReplicaError) as error:
+    except (ValueError, SecondReplicaError) as error:
         print(error, file=sys.stderr)
         return 2
     config = uvicorn.Config(

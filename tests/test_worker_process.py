@@ -1,4 +1,4 @@
-"""Real worker and beat processes on a real broker."""
+"""Real worker and beat processes on a real broker, and what wrong settings make of them and of the API."""
 
 import contextlib
 import json
@@ -93,10 +93,19 @@ def test_a_worker_killed_in_the_middle_of_a_validation(place, processes: Process
     assert place.history(job) == ["job.created", "validation.started", "validation.started", "queued"]
 
 
-def test_wrong_settings_stop_the_process_with_their_name(place, processes: Processes):
+@pytest.mark.parametrize("module", ["worker", "api"])
+def test_wrong_settings_stop_the_process_with_their_name(place, processes: Processes, module):
+    """And show no values: some are secret."""
+    given = {**place.env, "ATTUNE_RAY_TOKEN": "ray-secret"}
+    for missing in ("ATTUNE_STORE", "ATTUNE_DATABASE_URL"):
+        process = processes.start(module, env={k: v for k, v in given.items() if k != missing})
+        assert process.wait(120) == 2
+        assert f"{missing}: Field required" in processes.logs()
+    assert "secret" not in processes.logs()
+    assert "input_value" not in processes.logs()  # pydantic's word before the values that it was given
+
+
+def test_an_address_of_ray_that_is_none_stops_the_worker(place, processes: Processes):
     process = processes.start("worker", env={**place.env, "ATTUNE_RAY_ADDRESS": "localhost:8265"})
     assert process.wait(120) == 2
     assert "ATTUNE_RAY_ADDRESS" in processes.logs()
-    process = processes.start("worker", env={k: v for k, v in place.env.items() if k != "ATTUNE_STORE"})
-    assert process.wait(120) == 2
-    assert "ATTUNE_STORE: Field required" in processes.logs()
