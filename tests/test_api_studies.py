@@ -102,6 +102,7 @@ def test_all_or_nothing(service, monkeypatch):
         ({"grid": {"data.corpus": ["../up"]}, "also": []}, "data.corpus", "outside the service's data folders"),
         ({"name": "x"}, "name", "named by `study`"),
         ({"controls": ["oracle"]}, "controls[0]", "majority"),
+        ({"study": "untuned", "grid": {"scheme": ["direct_mix"]}, "also": []}, "study", "choose another name"),
     ],
 )  # fmt: skip
 def test_what_could_not_be_compared_is_refused(service, changes, param, words):

@@ -164,6 +164,18 @@ def test_a_cell_that_stands_twice_is_refused(tmp_path):
         expand(twice, read_corpus)
 
 
+@pytest.mark.parametrize("name", ["majority", "untuned", "linear probe, 12 recordings"])
+def test_a_cell_and_a_control_of_one_name_are_refused(tmp_path, name):
+    """The only cell of a study is named after it."""
+    folder, grid = corpus_folder(tmp_path), {"scheme": ["direct_mix"], "seed": [1, 2]}
+    assert name in {cell.name for cell in expand(study(folder, grid=grid), read_corpus).baselines}
+    with pytest.raises(SpecError, match="choose another name") as refused:
+        expand(study(folder, study=name, grid=grid), read_corpus)
+    assert [(p.param, p.value) for p in refused.value.problems] == [("study", name)]
+    several = {**grid, "scheme": ["direct_mix", "curriculum"]}
+    assert name not in {cell.name for cell in expand(study(folder, study=name, grid=several), read_corpus).cells}
+
+
 def test_all_controls_that_apply_are_the_default(tmp_path):
     assert expand(study(corpus_folder(tmp_path)), read_corpus).controls == [
         "majority", "untuned", "linear_probe", "cascade", "exposure_matched"

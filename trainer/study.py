@@ -144,7 +144,11 @@ def expand(study: StudySpec, read: Read) -> Expanded:
         if job.hash not in {run.hash for run in cells[name].runs}:
             cells[name].runs.append(job)
     _say_same(cells, notes)
-    return Expanded(study, list(cells.values()), _baselines(study, known, wanted, read), wanted, notes)
+    baselines = _baselines(study, known, wanted, read)
+    if study.study in cells and study.study in {cell.name for cell in baselines}:
+        message = "is the name of a control too, and a cell in which nothing varies is named after its study; "
+        raise problem("study", f"{message}choose another name", study.study)
+    return Expanded(study, list(cells.values()), baselines, wanted, notes)
 
 
 def _corpus(job: JobSpec, read: Read) -> Corpus:
