@@ -165,7 +165,7 @@ class Client:
 
 def _embedded() -> Json:
     """Address and key of the service that `attune up` runs here."""
-    if known := read_json(home() / CLIENT):
+    if "url" in (known := read_json(home() / CLIENT)):
         return known
     raise NoServiceError(
         f"no service is known: none was started in {home()} (`attune up` does; ATTUNE_HOME names another folder), "

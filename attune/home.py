@@ -21,7 +21,10 @@ def home(given: str | None = None) -> Path:
 def read_json(file: Path) -> dict[str, Any]:
     """What a JSON file says; nothing where there is none. LocalError where it is damaged."""
     try:
-        return json.loads(file.read_text())
+        said = json.loads(file.read_text())
+        if not isinstance(said, dict):
+            raise ValueError("it holds no object")
+        return said
     except FileNotFoundError:
         return {}
     except ValueError as error:

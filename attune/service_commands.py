@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attune import completion, show_jobs
 from attune.errors import AttuneError, UnavailableError
+from attune.home import LocalError
 
 if TYPE_CHECKING:
     from attune.client import Client
@@ -102,6 +103,8 @@ def _served(work: Callable[["Client", argparse.Namespace], int]) -> Run:
                 return work(client, args)
         except AttuneError as error:
             return failed(args, error.message, error.to_json(), 1 if isinstance(error, UnavailableError) else 2)
+        except LocalError as error:
+            return failed(args, str(error))
 
     return run
 

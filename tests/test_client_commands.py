@@ -122,6 +122,19 @@ def test_what_goes_wrong_has_an_exit_code_and_one_shape(spec, ran, home):
     assert ran("reingest", "--json")[0] == 2
 
 
+@pytest.mark.parametrize("content", [b"", b'{"url": "http', b"\xff\xfe", b"[]", b"null"])
+def test_a_damaged_file_of_the_address_is_one_line(ran, home, spec, content):
+    (home / "client.json").write_bytes(content)
+    for words in (["jobs"], ["cancel", "ftjob-x"], ["submit", spec], ["study"]):
+        code, out, err = ran(*words)
+        assert (code, out, len(err.splitlines())) == (1, "", 1), err
+        assert "client.json is damaged" in err
+        assert "`attune up`" in err
+    assert json.loads(ran("jobs", "--json")[1])["error"]["type"] == "local_error"
+    (home / "client.json").write_text("{}")
+    assert ran("jobs")[0] == 2
+
+
 def test_watching_tells_how_it_ends(spec, ran, service):
     job = json.loads(ran("submit", spec, "--json")[1])["job"]["id"]
     ender = threading.Thread(target=lambda: service.http.post(f"/v1/jobs/{job}/cancel"))
