@@ -1,5 +1,6 @@
 """Data sets: uploaded or taken over, validated, and from then on immutable. A spec names one as `file-…[:split]`."""
 
+import logging
 import re
 import shutil
 import tempfile
@@ -21,6 +22,12 @@ from trainer.fields import SpecError, UnfitDataError, problem
 from trainer.manifest import ManifestError
 from trainer.store import Store
 
+TRIES, VALIDATION_RETRY_S = 5, 30.0
+"""Validations that may fail, or die with their process, before the data set is refused; the wait after the first, and
+as much again after every further one."""
+AGAIN = "see the service's log, and send it again"
+
+_log = logging.getLogger("attune.datasets")
 _ID = re.compile(r"(file-[0-9a-z]{26})(?::[^/]*)?")
 FIELDS = ("corpus", "text", "speech", "synthetic")
 URI, TASK, PARTS, MANIFEST = "uri", "task.yaml", "parts/", "manifest.jsonl"
@@ -77,9 +84,17 @@ def settle(session: Session, dataset_id: str, report: Mapping[str, Any], sha256:
 
 
 def unvalidated(session: Session, limit: int = 100) -> list[str]:
-    """Data sets that wait for their validation, oldest first."""
-    waiting = select(Dataset.id).where(Dataset.status == "validating").order_by(Dataset.id).limit(limit)
-    return list(session.scalars(waiting))
+    """Data sets that wait for their validation, oldest first; those that failed, after a while."""
+    waiting = select(Dataset.id).where(Dataset.status == "validating")
+    due = (Dataset.retry_at.is_(None)) | (Dataset.retry_at <= now(session))
+    return list(session.scalars(waiting.where(due).order_by(Dataset.id).limit(limit)))
+
+
+def validating(session: Session, dataset_id: str) -> int | None:
+    """Note that a validation begins; how many there have been, with this one. None where the data set is past that."""
+    waiting = update(Dataset).where(Dataset.id == dataset_id, Dataset.status == "validating")
+    retry_at = now(session) + VALIDATION_RETRY_S * (Dataset.tries + 1)
+    return session.scalar(waiting.values(tries=Dataset.tries + 1, retry_at=retry_at).returning(Dataset.tries))
 
 
 # ---- validation: files, so outside of any transaction
@@ -88,13 +103,17 @@ def unvalidated(session: Session, limit: int = 100) -> list[str]:
 def validate(database: Database, store: Store, settings: Settings, dataset_id: str) -> bool:
     """Unpack, validate and store a data set; whether this call settled it. One at a time is the caller's business.
 
-    What the user can do something about makes it `refused`; anything else is raised, and it waits on. Where another
-    process has begun and died, this one goes on from what it had heard.
+    What the user can do something about makes it `refused`; anything else is raised, and tried again, `TRIES` times in
+    all. Where another process has begun and died, this one goes on from what it had heard.
     """
-    with database.read() as session:
+    with database.write() as session:
+        tries = validating(session, dataset_id)
         row = find(session, dataset_id)
-    if row is None or row.status != "validating":
-        return False
+        if row is None or tries is None:
+            return False
+        if tries > TRIES:
+            message = f"its validation was begun {TRIES} times and never came to an end; {AGAIN}"
+            return settle(session, dataset_id, _refused(message), None)
     uploads = Path(settings.cache) / "uploads"
     uploads.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{dataset_id}-", dir=uploads))
@@ -104,16 +123,31 @@ def validate(database: Database, store: Store, settings: Settings, dataset_id: s
         else:
             ref, roots = str(_unpacked(store, row.prefix, folder)), ["."]
         report, version = examine(ref, roots, Heard(store, row.prefix))
-    except (ArchiveError, ManifestError, SpecError) as error:
-        message = str(error).replace(f"{folder}/content/", "").replace(f"{folder}/content", "the upload")
-        report, version = {"rows": 0, "errors": 1, "warnings": 0, "notes": 0, "message": message, "manifests": {}}, None
-    else:
         if version is not None:
             store_version(store, f"projects/{row.project_id}", version, report)
+    except Exception as error:
+        if isinstance(error, ArchiveError | ManifestError | SpecError):
+            message = str(error)
+        elif isinstance(error, RecursionError):
+            message = "a manifest or task.yaml is nested too deeply; both need a few levels only"
+        elif tries < TRIES:
+            raise
+        else:
+            _log.warning("validation of %s failed, try %d", dataset_id, tries, exc_info=error)
+            message = f"its validation failed {tries} times, at last with {type(error).__name__}: {error}; {AGAIN}"
+        for path, said in ((f"{folder}/content/", ""), (f"{folder}/content", "the upload"), (f"{folder}", "")):
+            message = message.replace(path, said)
+        report, version = _refused(message), None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     with database.write() as session:
         return settle(session, dataset_id, report, version.sha256 if version else None)
+
+
+def _refused(message: str) -> dict[str, Any]:
+    """The report on a data set of which no line could be examined."""
+    said = message.encode(errors="replace").decode()
+    return {"rows": 0, "errors": 1, "warnings": 0, "notes": 0, "message": said, "manifests": {}}
 
 
 def _unpacked(store: Store, place: str, folder: Path) -> Path:

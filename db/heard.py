@@ -3,6 +3,7 @@ process that died decodes the rest only."""
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +32,7 @@ class Heard:
 
     def __call__(self, row: Utterance) -> Recording | AudioError | None:
         """What there is to know of a row's recording; what is wrong with it is looked at anew every time."""
-        if row.audio is None or not Path(row.audio).is_file():
+        if row.audio is None or not os.path.isfile(row.audio):
             return examine(row)
         key = (file_digest(Path(row.audio))[1], row.offset_s, row.duration_s)
         found = self.known.get(key) or examine(row)

@@ -225,6 +225,10 @@ class Dataset(Base):
     """uploading → validating → ready | refused."""
     prefix: Mapped[str]
     report: Mapped[dict[str, Any] | None]
+    tries: Mapped[int] = mapped_column(Integer, server_default="0")
+    """Validations that were begun."""
+    retry_at: Mapped[float | None]
+    """When the next may begin; the first at once."""
     created_at: Mapped[float]
 
 

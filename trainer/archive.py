@@ -78,6 +78,8 @@ def _inside(name: str) -> PurePosixPath | None:
     parts = path.parts
     if path.is_absolute() or ".." in parts or "\\" in name or any(ord(c) < 32 for c in name) or not parts:
         raise ArchiveError(f"the name {name!r} leads out of the archive, or is none; use relative names without '..'")
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise ArchiveError(f"the name {name!r} is not UTF-8; rename the file, and pack again")
     if any(part in BESIDE or part.startswith("._") for part in parts):
         return None
     return path

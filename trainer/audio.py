@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -41,7 +40,7 @@ class AudioInfo:
 
 
 def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # also of a name that is too long for one
         raise AudioError(path, "missing", "no such file; correct the path or copy the recording there")
     try:
         return soundfile.SoundFile(path)
@@ -67,14 +66,14 @@ def read(
     beyond the end, not finite.
     """
     with _open(path) as file:
-        start = round(offset_s * file.samplerate)
+        start = round(min(offset_s * file.samplerate, file.frames))
         if file.frames == 0:
             raise AudioError(path, "empty", "holds no samples; record it again or remove the row")
         if start >= file.frames:
             end = file.frames / file.samplerate
             reason = f"offset_s {offset_s:g} lies beyond the end ({end:.2f} s); correct offset_s"
             raise AudioError(path, "offset", reason)
-        count = -1 if duration_s is None else max(1, round(duration_s * file.samplerate))
+        count = -1 if duration_s is None else max(1, round(min(duration_s * file.samplerate, file.frames)))
         try:
             file.seek(start)
             wave = file.read(count, dtype="float32", always_2d=True).mean(axis=1, dtype=np.float32)

@@ -23,11 +23,12 @@ from trainer.corpus import tasks_of
 from trainer.manifest import SPLITS, ManifestError, Utterance, locate, manifests_in, read_numbered, to_json
 from trainer.object_store import TEMPORARY, file_digest, safe_key
 from trainer.spec import Task
-from trainer.store import ConflictError, DamagedError, Store
+from trainer.store import ConflictError, DamagedError, Store, StoreError
 from trainer.validate import Issue, Report, validate
 
 Heard = recordings.Recording | AudioError | None
 FILES, TASK = "files.json", "task.yaml"
+NAMES = f"cannot be kept by this name; rename it: no backslash, no control character, no `{TEMPORARY}` at the beginning"
 LIMIT = 200
 """Issues of each kind that a report keeps; all are counted."""
 
@@ -57,6 +58,8 @@ class _Manifest:
     rows: list[Utterance] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     broken: list[Issue] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    """The rows as a version's lines."""
 
 
 def examine(
@@ -76,6 +79,10 @@ def examine(
     groups: dict[str, list[Path]] = {}
     for file in files:
         stem = _stem(file)
+        try:
+            safe_key(file.name)
+        except StoreError:
+            raise ManifestError(f"the manifest {file.name!r}: {NAMES}") from None
         groups.setdefault("splits" if stem in SPLITS else stem, []).append(file)
     tasks, manifests, reports = tasks_of(ref, roots), [], {}
     for name, members in groups.items():
@@ -91,8 +98,9 @@ def examine(
     totals = {key: sum(getattr(r, key) for r in reports.values()) for key in ("rows", "errors", "warnings", "notes")}
     report = {**totals, "manifests": {name: report.to_json() for name, report in reports.items()}}
     # where the data set lies here is nobody's business, and another place next time
-    here = json.dumps(f"{place.folder}{os.sep}")[1:-1]
-    report = json.loads(json.dumps(report, default=str).replace(here, ""))
+    here = json.dumps(f"{place.folder}{os.sep}", ensure_ascii=False)[1:-1]
+    text = json.dumps(report, default=str, ensure_ascii=False).replace(here, "")
+    report = json.loads(text.encode(errors="replace"))  # an unknown field's name may hold half a character
     return report, None if totals["errors"] else _version(manifests, place.folder)
 
 
@@ -101,20 +109,52 @@ def _stem(path: Path) -> str:
 
 
 def _read(file: Path, folder: Path, split: str | None, offset: int) -> tuple[_Manifest, int]:
-    """The manifest and its number of lines. A row whose recording lies elsewhere is broken."""
+    """The manifest and its number of lines. A row that no version can hold is broken."""
     found, number, root = _Manifest(_stem(file)), 0, os.path.realpath(folder)
     for number, row in read_numbered(file, folder):
         line = offset + number
         if isinstance(row, ManifestError):
             found.broken.append(Issue(line, "", "error", "bad_row", row.field or "", None, str(row)))
         elif split is None or row.split == split:
-            if row.audio and not os.path.realpath(row.audio).startswith(root + os.sep):
-                remedy = "lies outside the data set; put it beside the manifest and name it relative to that"
-                found.broken.append(Issue(line, row.id, "error", "audio_outside", "audio", row.audio, remedy))
+            if issue := _unfit(row, line, folder, root):
+                found.broken.append(issue)
                 continue
-            found.rows.append(replace(row, audio=os.path.normpath(row.audio)) if row.audio else row)
+            row = replace(row, audio=os.path.normpath(row.audio)) if row.audio else row
+            found.rows.append(row)
+            found.written.append(to_json(row, folder) + "\n")
             found.lines.append(line)
     return found, number
+
+
+def _unfit(row: Utterance, line: int, folder: Path, root: str) -> Issue | None:
+    """Why no version can hold a row: it cannot be written, or its recording lies elsewhere or has an unsafe name."""
+
+    def error(code: str, field: str, value: Any, remedy: str) -> Issue:
+        return Issue(line, row.id, "error", code, field, value, remedy)
+
+    try:
+        to_json(row, folder).encode()
+    except UnicodeEncodeError as half:
+        given = half.object[max(0, half.start - 20) : half.end + 20]
+        remedy = f"holds half of a character (given: {given!r}); write it whole, as UTF-8"
+        return Issue(line, "", "error", "bad_row", "", None, remedy)
+    except (ValueError, RecursionError) as said:
+        remedy = f"holds what JSON cannot say ({said}); no NaN, no infinity, a few levels"
+        return error("bad_row", "", None, remedy)
+    try:
+        if row.audio and not os.path.realpath(row.audio).startswith(root + os.sep):
+            remedy = "lies outside the data set; put it beside the manifest and name it relative to that"
+            return error("audio_outside", "audio", row.audio, remedy)
+        if row.audio:
+            safe_key(_path(row.audio, folder))
+    except ValueError:  # a StoreError, or a NUL
+        return error("audio_name", "audio", row.audio, NAMES)
+    return None
+
+
+def _path(audio: str, folder: Path) -> str:
+    """A recording's path in a version."""
+    return os.path.relpath(audio, folder).replace(os.sep, "/")
 
 
 def _validated(
@@ -131,7 +171,7 @@ def _validated(
 
 
 def _version(read: Sequence[_Manifest], folder: Path) -> Version:
-    written = {f"{m.stem}.jsonl": "".join(to_json(u, folder) + "\n" for u in m.rows).encode() for m in read if m.rows}
+    written = {f"{m.stem}.jsonl": "".join(m.written).encode() for m in read if m.rows}
     if (folder / TASK).is_file():
         written[TASK] = (folder / TASK).read_bytes()
     entries = [_entry(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in written.items()]
@@ -139,7 +179,7 @@ def _version(read: Sequence[_Manifest], folder: Path) -> Version:
     for path in dict.fromkeys(u.audio for m in read for u in m.rows if u.audio):
         size, sha256 = file_digest(Path(path))
         recordings[sha256] = Path(path)
-        entries.append(_entry(os.path.relpath(path, folder).replace(os.sep, "/"), size, sha256))
+        entries.append(_entry(_path(path, folder), size, sha256))
     entries.sort(key=lambda entry: entry["path"])
     return Version(json.dumps({"files": entries}, indent=1, sort_keys=True).encode() + b"\n", written, recordings)
 

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def read_numbered(path: Path_, folder: Path_ = "") -> Iterator[tuple[int, Uttera
                 first += len(lines)
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest") from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ManifestError(f"{path}: damaged gzip file ({error}); copy it again") from None
 
 
@@ -73,7 +74,7 @@ def _parse(
     """Lines numbered from `first`: all at once, and one by one where that fails, to name the bad line."""
     rows: list[object] | None = None
     if all(line.startswith(b"{") for line in lines):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             rows = json.loads(b"[" + b",".join(lines) + b"]")
         if rows is not None and len(rows) != len(lines):
             rows = None  # two objects on a line
@@ -90,6 +91,10 @@ def _parse(
             if not line.strip():
                 continue
             message, field = f"not a JSON object: {error}", None
+        except RecursionError:
+            message, field = "nested too deeply; a row is an object of a few levels", None
+        except OverflowError:
+            message, field = "holds a number that is too large; offset_s and duration_s are seconds", None
         yield first + n, ManifestError(f"{path}:{first + n}: {message}", line=first + n, field=field)
 
 

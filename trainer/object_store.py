@@ -72,8 +72,8 @@ def safe_key(key: str) -> str:
     parts = key.split("/")
     if not all(parts) or any(p in (".", "..") or p.startswith(TEMPORARY) for p in parts):
         raise StoreError(f"key {key!r}: must be a relative path without '.', '..' or empty parts")
-    if "\\" in key or any(ord(c) < 32 for c in key):
-        raise StoreError(f"key {key!r}: backslashes and control characters are not allowed")
+    if "\\" in key or any(ord(c) < 32 or "\ud800" <= c <= "\udfff" for c in key):
+        raise StoreError(f"key {key!r}: backslashes, control characters and halves of characters are not allowed")
     return key
 
 

@@ -242,7 +242,13 @@ def parse_job(data: Any, at: str = "") -> JobSpec:
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's booleans and floats: `on`, `off`, `yes`, `no` are words (PyYAML reads YAML 1.1, where
-    `evaluate: {on: x}` has the key True), and 5e-6 is a number."""
+    `evaluate: {on: x}` has the key True), and 5e-6 is a number. Escapes that name half of a character are refused."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise yaml.constructor.ConstructorError(None, None, f"half of a character ({value!r})", node.start_mark)
+        return value
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
@@ -281,6 +287,10 @@ def read_yaml(path: Path | str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise problem(str(path), f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    except RecursionError:
+        raise problem(str(path), "nested too deeply") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a tagged value: !!int x, 2026-99-99
+        raise problem(str(path), f"not valid YAML: a value is not what it looks like ({error}); quote it") from None
 
 
 def builtin_tasks() -> dict[str, Task]:
