@@ -118,18 +118,17 @@ def _without_data(session: Session, job: Job) -> bool:
 
 def _held(session: Session, job_id: str, no: int, token: str) -> Attempt:
     """The live attempt, its lease renewed and its row locked; FencedError where the token is no longer (or never
-    was) the one that may write."""
-    renewed = (
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.no == no, Attempt.token_sha256 == digest(token),
-               Attempt.status.in_(LIVE))
-        .values(lease_expires_at=now(session) + LEASE_S)
+    was) the one that may write. Locks go runner, attempt, job, here as in all that ends an attempt."""
+    mine = (
+        Attempt.job_id == job_id, Attempt.no == no, Attempt.token_sha256 == digest(token), Attempt.status.in_(LIVE),
     )  # fmt: skip
+    whose = select(Attempt.runner_id).where(*mine).scalar_subquery()
+    there = update(Runner).where(Runner.id == whose, Runner.status != "ended")
+    session.execute(there.values(last_seen=now(session)))
+    renewed = update(Attempt).where(*mine).values(lease_expires_at=now(session) + LEASE_S)
     if session.execute(renewed).rowcount != 1:  # type: ignore[attr-defined]
         raise FencedError(f"attempt {job_id}/{no} has ended or is not yours")
-    found = session.get_one(Attempt, (job_id, no), populate_existing=True)
-    session.execute(update(Runner).where(Runner.id == found.runner_id).values(last_seen=now(session)))
-    return found
+    return session.get_one(Attempt, (job_id, no), populate_existing=True)
 
 
 def beat(
@@ -169,7 +168,8 @@ def done(
 
 
 def end(session: Session, job_id: str, no: int, to: AttemptStatus, reason: str, message: str) -> bool:
-    """The service ends an attempt (`lost`, `fenced`): from now on its token is refused. False where it has ended."""
+    """The service ends an attempt (`lost`, `fenced`): from now on its token is refused. False where it has ended. A
+    caller that ends the runner too does that first."""
     attempt = session.get(Attempt, (job_id, no), populate_existing=True, with_for_update=True)
     if attempt is None or attempt.status not in LIVE:
         return False
@@ -293,12 +293,16 @@ class Overdue(NamedTuple):
     message: str
 
 
-def overdue(session: Session) -> list[Overdue]:
-    """Live attempts whose lease has run out, that were asked to stop and did not, or that no longer get on."""
+def overdue(session: Session, runner_id: str | None = None) -> list[Overdue]:
+    """Live attempts (of the runner) whose lease has run out, that were asked to stop and did not, or that no longer get
+    on."""
     at: float = session.execute(select(now(session))).scalar_one()
     live = select(Attempt, Job.wanted, Job.wanted_at).join(Job, Job.id == Attempt.job_id)
+    live = live.where(Attempt.status.in_(LIVE))
+    if runner_id is not None:
+        live = live.where(Attempt.runner_id == runner_id)
     found = []
-    for a, wanted, wanted_at in session.execute(live.where(Attempt.status.in_(LIVE))):
+    for a, wanted, wanted_at in session.execute(live):
         idle = at - a.progress_at
         patience = max(STALLED_S, STALLED_STEPS * (a.step_seconds or 0)) if a.status == "training" else LOADING_S
         if a.lease_expires_at < at:

@@ -60,6 +60,11 @@ def seen(session: Session, runner_id: str, token: str) -> Runner | None:
     return session.get_one(Runner, runner_id, populate_existing=True)
 
 
+def lock(session: Session, runner_id: str) -> None:
+    """Until the transaction ends, nothing is heard of the runner or of its attempt."""
+    session.execute(select(Runner.id).where(Runner.id == runner_id).with_for_update())
+
+
 def drain(session: Session, runner_id: str) -> None:
     """The runner is to leave after its next checkpoint, and gets no more claims."""
     session.execute(update(Runner).where(Runner.id == runner_id, Runner.status == "alive").values(status="draining"))

@@ -13,7 +13,7 @@ from db.attempts import GRACE_S, LEASE_S, STALLED_S, FencedError
 from db.models import Lease, Outbox, Runner
 from db.settings import Settings
 from worker.collect import RECORD_S, collect
-from worker.reconcile import SILENT_S, START_S, SUBMIT_S, WAKE_S, WATCH_S, reconcile
+from worker.reconcile import SILENT_S, START_S, SUBMIT_S, WAKE_S, WATCH_S, end_overdue, reconcile
 from worker.scheduler import scale
 
 pytest_plugins = ["databases"]
@@ -146,6 +146,44 @@ def test_a_claim_that_comes_as_its_runner_is_given_up_is_lost_with_it(service):
     giving_up.join()
     assert service.runner(runner.id).status == "ended"
     assert status(service.database, claimed.job.id) == "queued"
+
+
+def test_a_heartbeat_that_comes_as_its_runner_is_given_up_is_refused(service):
+    """And neither waits for the other for ever: both lock the runner first."""
+    mine, heard = held(service.database), []
+
+    def beat() -> None:
+        try:
+            heard.append(mine.beat())
+        except Exception as error:
+            heard.append(error)
+
+    beating = threading.Thread(target=beat)
+    with service.database.write() as session:  # as `end_runners` does
+        assert runners.ended(session, mine.runner, "test")
+        beating.start()
+        if not service.database.sqlite:
+            until(lambda: waits_for_a_lock(service.database))
+        assert attempts.end(session, mine.job, mine.no, "lost", "infrastructure", "test")
+    beating.join()
+    assert [type(answer) for answer in heard] == [FencedError]
+    assert status(service.database, mine.job) == "queued"
+
+
+def test_a_word_that_comes_as_its_attempt_is_judged_saves_it(service):
+    """Here the runner's claim, told again: it has the runner's row before the reconciler, which looks again."""
+    runner = a_runner(service.database)
+    mine, ended = held(service.database, runner), []
+    service.clock.at += LEASE_S + 1
+    judging = threading.Thread(target=lambda: ended.append(end_overdue(service.database)))
+    with service.database.write() as session:
+        row = runners.seen(session, runner.id, runner.token)
+        judging.start()
+        if not service.database.sqlite:
+            until(lambda: waits_for_a_lock(service.database))
+        assert attempts.held(session, row, runner.token) is not None  # type: ignore[arg-type]
+    judging.join()
+    assert (ended, status(service.database, mine.job)) == ([0], "running")
 
 
 # ---------------------------------------------------------------------------------- the API away

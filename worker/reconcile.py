@@ -69,13 +69,14 @@ def judges(database: Database) -> bool:
 def end_overdue(database: Database) -> int:
     """End the attempts that are overdue, and their runners with them; how many."""
     with database.read() as session:
-        if not attempts.overdue(session):
-            return 0
+        silent = {late.runner_id for late in attempts.overdue(session)}
     ended = 0
-    with database.write() as session:  # looked at again: a heartbeat may have come in between
-        for late in attempts.overdue(session):
-            ended += attempts.end(session, late.job_id, late.no, late.to, late.reason, late.message)
-            runners.ended(session, late.runner_id, late.message)
+    for runner_id in sorted(silent):
+        with database.write() as session:
+            runners.lock(session, runner_id)
+            for late in attempts.overdue(session, runner_id):  # again: a heartbeat may have come in between
+                runners.ended(session, runner_id, late.message)
+                ended += attempts.end(session, late.job_id, late.no, late.to, late.reason, late.message)
     return ended
 
 
