@@ -138,8 +138,9 @@ def beat(
     attempt = _held(session, job_id, no, token)
     _take_in(session, attempt, first_seq, sent)
     job = session.get_one(Job, job_id, populate_existing=True)
-    draining = session.scalar(select(Runner.status).where(Runner.id == attempt.runner_id)) != "alive"
-    return attempt.acked_seq, action(job.wanted, draining)  # type: ignore[arg-type]
+    runner = session.execute(select(Runner.status, Runner.asked_at).where(Runner.id == attempt.runner_id)).one()
+    leaving = runner.status == "ended" or runner.asked_at is not None
+    return attempt.acked_seq, action(job.wanted, leaving)  # type: ignore[arg-type]
 
 
 def done(
@@ -297,12 +298,12 @@ def overdue(session: Session, runner_id: str | None = None) -> list[Overdue]:
     """Live attempts (of the runner) whose lease has run out, that were asked to stop and did not, or that no longer get
     on."""
     at: float = session.execute(select(now(session))).scalar_one()
-    live = select(Attempt, Job.wanted, Job.wanted_at).join(Job, Job.id == Attempt.job_id)
-    live = live.where(Attempt.status.in_(LIVE))
+    live = select(Attempt, Job.wanted, Job.wanted_at, Runner.asked_at).where(Attempt.status.in_(LIVE))
+    live = live.join(Job, Job.id == Attempt.job_id).join(Runner, Runner.id == Attempt.runner_id)
     if runner_id is not None:
         live = live.where(Attempt.runner_id == runner_id)
     found = []
-    for a, wanted, wanted_at in session.execute(live):
+    for a, wanted, wanted_at, asked_at in session.execute(live):
         idle = at - a.progress_at
         patience = max(STALLED_S, STALLED_STEPS * (a.step_seconds or 0)) if a.status == "training" else LOADING_S
         if a.lease_expires_at < at:
@@ -310,6 +311,8 @@ def overdue(session: Session, runner_id: str | None = None) -> list[Overdue]:
             found.append((a, "lost", "lost_heartbeat", f"no heartbeat for {late:.0f} s"))
         elif wanted != "run" and wanted_at is not None and at > wanted_at + GRACE_S:
             found.append((a, "fenced", "user", f"asked to {wanted}, it did not stop within {GRACE_S:.0f} s"))
+        elif asked_at is not None and at > asked_at + GRACE_S:
+            found.append((a, "fenced", "yielded", f"asked to make room, it did not leave within {GRACE_S:.0f} s"))
         elif idle > patience:
             found.append((a, "fenced", "stalled", f"{a.status} without progress for {idle:.0f} s"))
     return [Overdue(a.job_id, a.no, a.runner_id, to, reason, message) for a, to, reason, message in found]

@@ -115,7 +115,10 @@ class Runner(Base):
     pool: Mapped[str] = mapped_column(String(64), index=True)
     code: Mapped[str]
     status: Mapped[str] = mapped_column(String(16))
-    """starting → alive → draining → ended."""
+    """starting → alive → draining (gets no more claims) → ended."""
+    asked_at: Mapped[float | None]
+    """Since when its attempt is asked to leave; the grace period counts from here. Without it, a draining runner
+    finishes what it has."""
     reason: Mapped[str | None]
     world_size: Mapped[int] = mapped_column(Integer)
     gpus: Mapped[int] = mapped_column(Integer)

@@ -67,6 +67,14 @@ def lock(session: Session, runner_id: str) -> None:
 
 def drain(session: Session, runner_id: str) -> None:
     """The runner is to leave after its next checkpoint, and gets no more claims."""
+    here = update(Runner).where(
+        Runner.id == runner_id, Runner.status.in_(("alive", "draining")), Runner.asked_at.is_(None)
+    )
+    session.execute(here.values(status="draining", asked_at=now(session)))
+
+
+def retire(session: Session, runner_id: str) -> None:
+    """The runner is to leave after the job that it has, and gets no more claims."""
     session.execute(update(Runner).where(Runner.id == runner_id, Runner.status == "alive").values(status="draining"))
 
 

@@ -77,7 +77,7 @@ def after_attempt(
     if ended == "succeeded" or wanted == "cancel" or reason == "timeout":
         return "finalizing"
     again: JobStatus = "paused" if wanted == "pause" else "queued"
-    if ended == "yielded" or reason == "user":  # stopped because its user asked, and not (any more) for a cancel
+    if ended == "yielded" or reason in ("user", "yielded"):  # its user asked (for no cancel), or it was to make room
         return again
     if reason in FAULTS:
         return again if faults <= retries else "finalizing"

@@ -225,6 +225,10 @@ class Watch:
                 assert job.wanted != "run", f"{key}: nobody asked it to stop"
                 assert job.wanted_at is not None
                 assert at > job.wanted_at + GRACE_S, f"{key}: it was not given its grace"
+            case "fenced", "yielded":
+                asked_at = rows(self.database).runner[mine.runner].asked_at
+                assert asked_at is not None, f"{key}: its runner was not to leave"
+                assert at > asked_at + GRACE_S, f"{key}: it was not given its grace"
             case "fenced", "stalled":
                 assert at > mine.progress_at + patience, f"{key}: it was getting on"
             case other:

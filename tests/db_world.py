@@ -366,8 +366,8 @@ class World:
         else:
             trainer.acked, trainer.action = call()
             self.watch.accept(trainer.key, first, sent, trainer.acked)
-            wanted, draining = self.watch.jobs[trainer.job].wanted, self.watch.runners[mine.runner] != "alive"
-            stop = wanted == "pause" or draining
+            wanted, runner = self.watch.jobs[trainer.job].wanted, rows(self.database).runner[mine.runner]
+            stop = wanted == "pause" or runner.status == "ended" or runner.asked_at is not None
             expected = "abort" if wanted == "cancel" else "checkpoint_and_exit" if stop else "continue"
             assert trainer.action == expected, f"{trainer.key} is told {trainer.action}; its user wants {wanted}"
 

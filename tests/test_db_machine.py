@@ -270,10 +270,10 @@ class Machine(RuleBasedStateMachine):
             self.world.ray.end(process.id, how)
 
     @precondition(lambda self: self.world.processes)
-    @rule(n=pick)
-    def drain(self, n: int) -> None:
+    @rule(n=pick, how=st.sampled_from([runners.drain, runners.retire]))
+    def leave(self, n: int, how: Any) -> None:
         with self.database.write() as session:
-            runners.drain(session, self.a_process(n).id)
+            how(session, self.a_process(n).id)
 
     @rule(trouble=st.sampled_from(["away", "lost answers", "refuses", "back", "back", "back", "back"]))
     def ray(self, trouble: str) -> None:

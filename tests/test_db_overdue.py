@@ -3,7 +3,7 @@
 import pytest
 from db_rows import a_runner, held, reclaimed, row, state, status, step
 
-from db import attempts, jobs
+from db import attempts, jobs, runners
 from db.attempts import GRACE_S, LEASE_S, LOADING_S, STALLED_S
 
 pytest_plugins = ["databases"]
@@ -107,6 +107,36 @@ def test_a_command_taken_back_is_no_reason(simulated, clock):
     order(simulated, mine.job, "resume")
     wait(mine, clock, 30)
     assert late(simulated) == []
+
+
+def test_asked_to_make_room_it_has_a_minute_and_its_job_is_queued_again_at_no_charge(simulated, clock):
+    mine = held(simulated, retries=0)
+    with simulated.write() as session:
+        runners.drain(session, mine.runner)
+    wait(mine, clock, GRACE_S - 10)
+    with simulated.write() as session:
+        runners.drain(session, mine.runner)  # a repetition is no new minute
+    wait(mine, clock, 10)
+    assert late(simulated) == []
+    wait(mine, clock, 1)
+    assert late(simulated) == [(mine.job, "fenced", "yielded")]
+    reconcile(simulated)
+    found = row(simulated, mine.job)
+    assert (found.status, found.faults) == ("queued", 0)
+
+
+def test_one_that_leaves_after_its_job_has_all_its_time(simulated, clock):
+    mine = held(simulated)
+    with simulated.write() as session:
+        runners.retire(session, mine.runner)
+    assert mine.beat()[1] == "continue"
+    wait(mine, clock, 5 * GRACE_S)
+    assert late(simulated) == []
+    with simulated.write() as session:  # now it is urgent
+        runners.drain(session, mine.runner)
+    assert mine.beat()[1] == "checkpoint_and_exit"
+    wait(mine, clock, GRACE_S + 1)
+    assert late(simulated) == [(mine.job, "fenced", "yielded")]
 
 
 @pytest.mark.parametrize(("seconds_of_a_step", "patience"), [(0.5, STALLED_S), (60.0, 1200.0)])

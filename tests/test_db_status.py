@@ -219,6 +219,9 @@ AFTER = [
     ("failed", "out_of_memory", "run", 0, 9, False, "finalizing"),
     # asked to pause, it did not leave in time: the pause still holds, and no work but the last steps is lost
     ("fenced", "user", "pause", 0, 0, False, "paused"),
+    # asked to make room, it did not leave in time
+    ("fenced", "yielded", "run", 0, 0, False, "queued"),
+    ("fenced", "yielded", "pause", 0, 0, False, "paused"),
     # aborted for a cancel that its user has taken back since
     ("failed", "user", "run", 0, 0, False, "queued"),
     ("failed", "user", "cancel", 0, 0, False, "finalizing"),
