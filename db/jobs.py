@@ -234,7 +234,7 @@ class Waiting(NamedTuple):
     priority: int
     """Of the most urgent."""
     queued_at: float
-    """Of the one that has waited longest."""
+    """Of the one that has waited longest among these."""
     gpus: int
     """That each of them wants."""
 
@@ -243,9 +243,15 @@ def queue(session: Session) -> list[Waiting]:
     """Queued jobs by pool."""
     gpus = Job.resolved[("spec", "resources", "gpus")].as_integer()
     wanted = func.coalesce(func.max(gpus), 0)
-    summed = select(Job.pool, func.count(), func.max(Job.priority), func.min(Job.queued_at), wanted)
-    summed = summed.where(Job.status == "queued", Job.pool.is_not(None)).group_by(Job.pool)
-    return [Waiting(*row) for row in session.execute(summed)]
+    summed = select(Job.pool, func.count(), Job.priority, func.min(Job.queued_at), wanted)
+    summed = summed.where(Job.status == "queued", Job.pool.is_not(None))
+    found: dict[str, Waiting] = {}
+    for row in session.execute(summed.group_by(Job.pool, Job.priority).order_by(Job.priority.desc())):
+        less = Waiting(*row)
+        most = found.setdefault(less.pool, less)
+        if most is not less:
+            found[less.pool] = most._replace(jobs=most.jobs + less.jobs, gpus=max(most.gpus, less.gpus))
+    return list(found.values())
 
 
 def tell_queued(session: Session, pool: str, new: New, since: float, limit: int = 200) -> int:

@@ -270,10 +270,11 @@ class Machine(RuleBasedStateMachine):
             self.world.ray.end(process.id, how)
 
     @precondition(lambda self: self.world.processes)
-    @rule(n=pick, how=st.sampled_from([runners.drain, runners.retire]))
-    def leave(self, n: int, how: Any) -> None:
+    @rule(n=pick)
+    def drain(self, n: int) -> None:
+        """At once, or after its job."""
         with self.database.write() as session:
-            how(session, self.a_process(n).id)
+            (runners.drain, runners.retire)[n // 6](session, self.a_process(n).id)
 
     @rule(trouble=st.sampled_from(["away", "lost answers", "refuses", "back", "back", "back", "back"]))
     def ray(self, trouble: str) -> None:

@@ -6,15 +6,15 @@ from typing import Any
 
 import hypothesis
 import pytest
-from db_rows import a_job, a_runner, claim, held, status
+from db_rows import Held, a_job, a_runner, claim, held, status
 from fake_ray import FakeRay
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db import events, runners
+from db import events, jobs, runners
 from db.jobs import Waiting
 from db.settings import Settings
-from worker.scheduler import Drain, Start, choose, scale
+from worker.scheduler import AHEAD_S, Drain, Retire, Start, choose, scale
 
 pytest_plugins = ["databases"]
 
@@ -51,12 +51,12 @@ def waiting(pool: str, jobs: int = 1, priority: int = 0, queued_at: float = 0.0)
     return Waiting(pool, jobs, priority, queued_at, 0)
 
 
-def runner(id_: str, pool: str, status: str = "alive") -> Any:
-    return SimpleNamespace(id=id_, pool=pool, status=status)
+def runner(id_: str, pool: str, status: str = "alive", asked_at: float | None = None) -> Any:
+    return SimpleNamespace(id=id_, pool=pool, status=status, asked_at=asked_at)
 
 
 def chosen(queue, there, loads=(), *, most=2, held_back=()):
-    """What is chosen, again and again: pools that get runners and runners that leave, in this order."""
+    """What is chosen, again and again: pools that get runners, runners that leave (-) or do so after their job (~)."""
     there, out = [copy(r) for r in there], []
     while (found := choose(queue, there, dict(loads), set(held_back), most)) is not None:
         match found:
@@ -65,6 +65,10 @@ def chosen(queue, there, loads=(), *, most=2, held_back=()):
                 there.append(runner(f"new-{len(out)}", w.pool, "starting"))
             case Drain(id_):
                 out.append(f"-{id_}")
+                leaver = next(r for r in there if r.id == id_)
+                leaver.status, leaver.asked_at = "draining", 1.0
+            case Retire(id_):
+                out.append(f"~{id_}")
                 next(r for r in there if r.id == id_).status = "draining"
     return out
 
@@ -116,6 +120,34 @@ class TestChoose:
         queue, there = [waiting("a", 1, priority=5), waiting("b", 9)], [runner("1", "x"), runner("2", "x")]
         assert chosen(queue, there, {"1": 0, "2": 0}) == ["-1"]
 
+    def test_for_a_longer_wait_elsewhere_a_runner_leaves_after_its_job(self):
+        queue, there = [waiting("a", 3, queued_at=AHEAD_S + 1), waiting("b", queued_at=0)], [runner("1", "a")]
+        assert chosen(queue, there, {"1": 0}, most=1) == ["~1"]
+        assert chosen(queue, [runner("1", "a", "draining")], {"1": 0}, most=1) == []
+
+    def test_jobs_that_came_about_as_early_go_first_where_their_base_is_warm(self):
+        queue = [waiting("a", 3, queued_at=AHEAD_S), waiting("b", queued_at=0)]
+        assert chosen(queue, [runner("1", "a")], {"1": 0}, most=1) == []
+
+    def test_what_the_runner_would_take_next_counts_not_what_it_does(self):
+        there = [runner("1", "a")]
+        assert chosen([waiting("a", priority=0), waiting("b", priority=1)], there, {"1": 1}, most=1) == ["~1"]
+        queue = [waiting("a", priority=2, queued_at=AHEAD_S + 1), waiting("b", priority=1)]
+        assert chosen(queue, there, {"1": 2}, most=1) == []
+
+    def test_a_runner_that_has_just_loaded_its_base_takes_a_job_first(self):
+        queue = [waiting("a", 3, queued_at=AHEAD_S + 1), waiting("b", queued_at=0)]
+        assert chosen(queue, [runner("1", "a")], most=1) == []
+
+    def test_one_leaves_per_pool_without_any_of_those_who_have_most(self):
+        queue = [waiting("a", 9, queued_at=AHEAD_S + 1), waiting("b", 9), waiting("c", 9, queued_at=AHEAD_S + 1)]
+        there, loads = [runner("1", "c"), runner("2", "a"), runner("3", "a")], {"1": 0, "2": 0, "3": 0}
+        assert chosen(queue, there, loads, most=3) == ["~2"]
+
+    def test_an_urgent_job_does_not_wait_for_one_that_leaves_after_its_own(self):
+        there = [runner("1", "a", "draining")]
+        assert chosen([waiting("b", priority=1)], there, {"1": 0}, most=1) == ["-1"]
+
     def test_a_pool_that_is_held_back_gets_nothing(self):
         assert chosen([waiting("a"), waiting("b")], [], held_back=["a"]) == ["b"]
 
@@ -128,9 +160,12 @@ class TestChoose:
     def test_it_comes_to_an_end_and_never_beyond_the_most(self, data):
         pools, number = st.sampled_from("abc"), st.integers(0, 3)
         most = data.draw(number)
-        queue = [waiting(p, data.draw(number) + 1, data.draw(number)) for p in sorted(data.draw(st.sets(pools)))]
+        queued_at = st.sampled_from([0.0, 10.0, 1000.0])
+        queue = [waiting(p, data.draw(number) + 1, data.draw(number), data.draw(queued_at)) for p in sorted(data.draw(st.sets(pools)))]
         states = st.sampled_from(["starting", "alive", "draining"])
         there = [runner(str(n), data.draw(pools), data.draw(states)) for n in range(data.draw(number))]
+        for r in there:
+            r.asked_at = data.draw(st.sampled_from([None, 1.0])) if r.status == "draining" else None
         loads = {r.id: data.draw(number) for r in there if r.status != "starting" and data.draw(st.booleans())}
         before = len(there)
         found = chosen(queue, there, loads, most=most)
@@ -188,6 +223,40 @@ def test_an_urgent_job_takes_the_place_of_another(database, ray):
     a_job(database, pool="new", priority=2)
     assert scale(database, settings(max_runners=1), ray) == 0
     assert mine.beat()[1] == "checkpoint_and_exit"
+
+
+def test_steady_arrivals_for_a_warm_base_do_not_starve_another(simulated, clock, ray):
+    """One runner. Every minute it ends a job, and another project sends one more for its base; nothing is cut off."""
+    one = settings(max_runners=1)
+    warm = a_runner(simulated, "warm")
+    for _ in range(3):
+        a_job(simulated, pool="warm", project="busy")
+    other, minutes = a_job(simulated, pool="other"), 0
+    while (mine := claim(simulated, warm)) is not None:
+        scale(simulated, one, ray)
+        attempt = Held(simulated, mine.job.id, mine.no, mine.token, warm.id)
+        assert attempt.beat()[1] == "continue"
+        clock.at, minutes = clock.at + 60, minutes + 1
+        assert minutes < 60
+        a_job(simulated, pool="warm", project="busy")
+        scale(simulated, one, ray)
+        attempt.done("succeeded")
+    assert minutes > AHEAD_S / 60  # a load is worth some patience
+    assert status(simulated, other) == "queued"
+    end(simulated, warm.id, runners.LEFT)
+    assert scale(simulated, one, ray) == 1
+    assert len(running(simulated, "other")) == 1
+
+
+def test_a_pools_turn_is_that_of_its_most_urgent_jobs(simulated, clock):
+    """An old job that is never next does not speak for those which are."""
+    a_job(simulated, pool="a")
+    clock.at += 100
+    a_job(simulated, pool="a", priority=1)
+    clock.at += 100
+    a_job(simulated, pool="a", priority=1)
+    with simulated.read() as session:
+        assert jobs.queue(session) == [Waiting("a", 3, 1, clock.at - 100, 0)]
 
 
 def test_while_ray_is_away_nothing_is_started_and_the_jobs_are_told_once(simulated, clock, ray):

@@ -24,6 +24,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 30.0, 1800.0
 """That wait, doubled with every further failure up to the longest."""
 REMIND_S = 3600.0
 """How often waiting jobs are told that Ray is away."""
+AHEAD_S = 300.0
+"""A warm runner goes on with jobs of its pool that came up to so long after another pool's: a switch costs a load."""
 
 _log = logging.getLogger("attune.worker")
 
@@ -35,19 +37,27 @@ class Start(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """The runner is to leave."""
+    """The runner is to leave, after a checkpoint."""
+
+    runner_id: str
+
+
+class Retire(NamedTuple):
+    """The runner is to leave after the job that it has."""
 
     runner_id: str
 
 
 def choose(
     queue: Sequence[Waiting], running: Sequence[Runner], loads: Mapping[str, int], held_back: Collection[str], most: int
-) -> Start | Drain | None:
+) -> Start | Drain | Retire | None:
     """The next thing to do, or None. Pure; to be asked again after it has been done.
 
     A queued job for which its pool has no idle runner lacks one. Runners go to the most urgent lack first, of equals
     to the pool with the fewest runners, then to the longest wait. Where `most` runners are there, an idle one without
-    jobs of its own makes room, and if there is none, a busy one whose job (`loads`: its priority) is less urgent.
+    jobs of its own makes room, and if there is none, a busy one whose job (`loads`: its priority) is less urgent. Of
+    equally urgent ones none is interrupted, but for a pool without any runner one leaves after its job, if what it would
+    take next is less urgent, or came more than `AHEAD_S` later.
     """
     idle = Counter(r.pool for r in running if r.status == "starting" or (r.status == "alive" and r.id not in loads))
     have = Counter(r.pool for r in running)
@@ -60,15 +70,30 @@ def choose(
     lacks.sort(key=lambda lack: (-lack[0].priority, lack[1], lack[0].queued_at, lack[0].pool))
     if lacks and len(running) < most:
         return Start(lacks[0][0])
-    room = max(0, most - len(running) + sum(r.status == "draining" for r in running))
+    leaving = [r for r in running if r.status == "draining"]
+    late = [r for r in leaving if r.id in loads and r.asked_at is None]  # they finish their job first
+    room = max(0, most - len(running) + len(leaving) - len(late))
     if len(lacks) <= room:
         return None  # which is being made
-    waiting = {w.pool for w in queue}
+    waiting = {w.pool: w for w in queue}
     alive = [r for r in running if r.status == "alive"]
     if useless := [r for r in alive if r.id not in loads and r.pool not in waiting]:
         return Drain(useless[0].id)
-    lesser = [r for r in alive if r.id in loads and loads[r.id] < lacks[room][0].priority]
-    return Drain(min(lesser, key=lambda r: loads[r.id]).id) if lesser else None
+    busy = [r for r in alive if r.id in loads]
+    if lesser := [r for r in (*late, *busy) if loads[r.id] < lacks[room][0].priority]:
+        return Drain(min(lesser, key=lambda r: loads[r.id]).id)
+    for lack, there in lacks[room + len(late) :]:
+        after = [r for r in busy if r.pool in waiting and _after(lack, waiting[r.pool])]
+        if there == 0 and after:
+            return Retire(max(after, key=lambda r: have[r.pool]).id)
+    return None
+
+
+def _after(first: Waiting, then: Waiting) -> bool:
+    """Whether it is the first's turn, though a runner is warm for the other."""
+    if first.priority != then.priority:
+        return first.priority > then.priority
+    return first.queued_at + AHEAD_S < then.queued_at
 
 
 def scale(database: Database, settings: Settings, ray: RayJobs) -> int:
@@ -98,6 +123,8 @@ def _lack(database: Database, settings: Settings, mine: str) -> Waiting | None:
             match choose(queue, running, runners.loads(session), held_back, settings.max_runners):
                 case Drain(runner_id):
                     runners.drain(session, runner_id)
+                case Retire(runner_id):
+                    runners.retire(session, runner_id)
                 case Start(waiting):
                     return waiting
                 case None:
