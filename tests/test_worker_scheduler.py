@@ -161,7 +161,8 @@ class TestChoose:
         pools, number = st.sampled_from("abc"), st.integers(0, 3)
         most = data.draw(number)
         queued_at = st.sampled_from([0.0, 10.0, 1000.0])
-        queue = [waiting(p, data.draw(number) + 1, data.draw(number), data.draw(queued_at)) for p in sorted(data.draw(st.sets(pools)))]
+        names = sorted(data.draw(st.sets(pools)))
+        queue = [waiting(p, data.draw(number) + 1, data.draw(number), data.draw(queued_at)) for p in names]
         states = st.sampled_from(["starting", "alive", "draining"])
         there = [runner(str(n), data.draw(pools), data.draw(states)) for n in range(data.draw(number))]
         for r in there:

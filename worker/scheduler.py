@@ -56,8 +56,8 @@ def choose(
     A queued job for which its pool has no idle runner lacks one. Runners go to the most urgent lack first, of equals
     to the pool with the fewest runners, then to the longest wait. Where `most` runners are there, an idle one without
     jobs of its own makes room, and if there is none, a busy one whose job (`loads`: its priority) is less urgent. Of
-    equally urgent ones none is interrupted, but for a pool without any runner one leaves after its job, if what it would
-    take next is less urgent, or came more than `AHEAD_S` later.
+    equally urgent ones none is interrupted, but for a pool without any runner one leaves after its job, if what it
+    would take next is less urgent, or came more than `AHEAD_S` later.
     """
     idle = Counter(r.pool for r in running if r.status == "starting" or (r.status == "alive" and r.id not in loads))
     have = Counter(r.pool for r in running)
