@@ -1,4 +1,4 @@
-"""The tables. A row is written by one module of this package only: the one named after it."""
+"""The tables. Rows are written by this package alone, and the status of a job is changed by `jobs.move` alone."""
 
 from typing import Any
 
