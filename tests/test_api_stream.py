@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from api_server import Service, a_job, posted
 
+from api.routes import live
 from api.stream import Tailer
 from db import events, jobs
 from db.events import New
@@ -31,6 +32,26 @@ def listened(http, job: str, last: str | None = None) -> Iterator[dict]:
                 if "data" in message:
                     yield {**message, "data": json.loads(message["data"])}
                 message = {}
+
+
+def test_while_the_database_hangs_for_a_listener_others_are_answered(service: Service, monkeypatch):
+    job = posted(service.http, "/v1/jobs", SPEC)["id"]
+    asked, answered, found = threading.Event(), threading.Event(), live.found
+
+    def hangs(*given):
+        asked.set()
+        assert answered.wait(60)
+        return found(*given)
+
+    monkeypatch.setattr(live, "found", hangs)
+    listener = threading.Thread(target=lambda: next(listened(service.http, job)))
+    listener.start()
+    assert asked.wait(60)
+    try:
+        assert service.http.get("/healthz", timeout=10).status_code == 200
+    finally:
+        answered.set()
+        listener.join()
 
 
 def test_a_listener_that_comes_back_loses_none_of_200_events(service: Service):

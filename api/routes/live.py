@@ -18,7 +18,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 @router.get("/{job_id}/stream", response_class=StreamingResponse,
             responses={200: {"content": {"text/event-stream": {}}}})  # fmt: skip
-async def stream(
+def stream(
     job_id: str,
     app: App,
     who: Reader,
@@ -35,6 +35,6 @@ async def stream(
             message = f"{name}: no event of this job; give the id of one, {job_id}:<seq> (given: {given!r})"
             raise ApiError(400, message, code="invalid_request", param=name)
         seq = min(int(number), MOST)
-    with app.database.read() as session:
+    with app.database.read() as session:  # may hang: the route is not `async`, so heartbeats go on
         found(session, job_id, who)
     return StreamingResponse(app.tailer.follow(job_id, seq), media_type="text/event-stream", headers=HEADERS)
