@@ -21,6 +21,7 @@ from api.routes import artifacts, compare, dashboard, datasets, health, internal
 from api.schema import ErrorBody
 from api.stream import Tailer
 from db import leases, outbox
+from db.leases import API_ALIVE
 from db.migrations import migrate
 from db.session import Database
 from db.settings import Settings
@@ -28,8 +29,8 @@ from trainer.store import FolderStore, S3Store, open_store
 
 _log = logging.getLogger("attune.api")
 
-ALIVE, ALIVE_S, RENEW_S = "api-alive", 15.0, 5.0
-"""The lease that says that heartbeats can arrive; while nobody holds it, no attempt's lease runs out."""
+ALIVE_S, RENEW_S = 15.0, 5.0
+"""Of the lease `API_ALIVE`: while nobody holds it, no attempt's lease runs out."""
 
 
 class SecondReplicaError(RuntimeError):
@@ -54,7 +55,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
             await asyncio.gather(*beside, return_exceptions=True)
             if database.sqlite:
                 with database.write() as session:
-                    leases.give_back(session, ALIVE, holder)
+                    leases.give_back(session, API_ALIVE, holder)
             database.close()
 
     app = FastAPI(
@@ -94,7 +95,7 @@ def be_the_one(app: FastAPI) -> None:
     end = time.monotonic() + ALIVE_S + 2
     while True:
         with database.write() as session:
-            if leases.take(session, ALIVE, app.state.holder, ALIVE_S) is not None:
+            if leases.take(session, API_ALIVE, app.state.holder, ALIVE_S) is not None:
                 return
         if time.monotonic() > end:
             raise SecondReplicaError(
@@ -106,7 +107,7 @@ def be_the_one(app: FastAPI) -> None:
 async def _stay_alive(database: Database, holder: str) -> None:
     def renew() -> None:
         with database.write() as session:
-            if leases.take(session, ALIVE, holder, ALIVE_S) is None:
+            if leases.take(session, API_ALIVE, holder, ALIVE_S) is None:
                 _log.error("another API process has taken over this database")
 
     while True:
@@ -114,7 +115,7 @@ async def _stay_alive(database: Database, holder: str) -> None:
         try:
             await run_in_threadpool(renew)
         except Exception:  # a database that restarts: the next round finds it again
-            _log.exception("could not renew the lease %s", ALIVE)
+            _log.exception("could not renew the lease %s", API_ALIVE)
 
 
 def _relaying(database: Database, url: str) -> tuple[Callable[[], None], Callable[[], None]]:
