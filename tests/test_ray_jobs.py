@@ -1,6 +1,7 @@
 """Jobs over REST against a real Ray head; lost answers by a small HTTP server that stands between."""
 
 import shlex
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -252,6 +253,16 @@ def _every_call(ray: RayJobs) -> list[Callable[[], object]]:
         lambda: ray.delete("run-x"),
         lambda: ray.logs("run-x"),
     ]
+
+
+def test_a_ray_that_hangs_is_given_up():
+    """It takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with RayJobs(address, timeout_s=0.1) as ray:
+            for call in _every_call(ray):
+                with pytest.raises(RayUnavailableError, match="no answer"):
+                    call()
 
 
 def test_without_ray_the_error_says_where_to_look():

@@ -6,12 +6,14 @@ import pytest
 from api_server import until
 from db_rows import a_job, a_runner, held, row, state, status
 from fake_ray import FakeRay
+from slow_ray import LONGEST_S, SlowRay
 from sqlalchemy import func, select, text
 
 from db import attempts, jobs, leases, outbox, runners
 from db.attempts import GRACE_S, LEASE_S, STALLED_S, FencedError
 from db.models import Lease, Outbox, Runner
 from db.settings import Settings
+from worker import reconcile as reconciler
 from worker.collect import RECORD_S, collect
 from worker.reconcile import SILENT_S, START_S, SUBMIT_S, WAKE_S, WATCH_S, end_overdue, reconcile
 from worker.scheduler import scale
@@ -328,6 +330,21 @@ def test_a_stop_that_ray_did_not_hear_is_repeated(service):
     service.ray.away = False
     service.passes(5)
     assert service.ray.jobs[runner_id].status == "STOPPED"
+
+
+def test_a_round_is_over_in_time_though_ray_is_slow(simulated, monkeypatch):
+    slow = SlowRay()
+    for _ in range(9):
+        runner = a_runner(simulated)
+        slow.submit(runner.id, "", env={})
+        slow.run(runner.id)
+        with simulated.write() as session:
+            runners.ended(session, runner.id, "test")
+    monkeypatch.setattr(reconciler, "time", slow)
+    slow.at, slow.calls = 0.0, []
+    reconcile(simulated, slow)  # type: ignore[arg-type]
+    assert 1 <= slow.calls.count("stop") < 9
+    assert slow.at <= LONGEST_S
 
 
 def test_without_ray_the_rest_goes_on(service):

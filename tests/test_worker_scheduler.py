@@ -10,10 +10,12 @@ from db_rows import Held, a_job, a_runner, claim, held, status
 from fake_ray import FakeRay
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_ray import LONGEST_S, SlowRay
 
 from db import events, jobs, runners
 from db.jobs import Waiting
 from db.settings import Settings
+from worker import scheduler
 from worker.scheduler import AHEAD_S, Drain, Retire, Start, choose, scale
 
 pytest_plugins = ["databases"]
@@ -270,6 +272,16 @@ def test_while_ray_is_away_nothing_is_started_and_the_jobs_are_told_once(simulat
     assert len(told(simulated, job, "runner.delayed")) == 1
     ray.away = False
     assert scale(simulated, settings(), ray) == 1
+
+
+def test_a_tick_is_over_in_time_though_ray_is_slow(database, monkeypatch):
+    slow: Any = SlowRay()
+    monkeypatch.setattr(scheduler, "time", slow)
+    for n in range(9):
+        a_job(database, pool=f"p{n}")
+    started = scale(database, settings(max_runners=9), slow)
+    assert 1 <= started < 9
+    assert slow.at <= LONGEST_S
 
 
 def test_a_lost_answer_of_ray_is_no_second_runner(database, ray):

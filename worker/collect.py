@@ -5,10 +5,9 @@ import time
 
 from db import idempotency, leases, outbox, runners
 from db.session import Database
-from worker.ray_jobs import RayError, RayJobs
+from worker.ray_jobs import TICK_S, RayError, RayJobs
 from worker.turn import turn
 
-TICK_S = 20.0
 RECORD_S = 3600.0
 """How long Ray keeps what it knows of an ended runner, its log among it."""
 LOOK_BACK_S = 7 * 86_400.0

@@ -24,6 +24,12 @@ Stopped = Literal["stopping", "pending", "ended", "unknown"]
 STOP_WAIT_S = 60
 """Seconds between SIGTERM and SIGKILL of a stopped job, unless its `env` sets RAY_JOB_STOP_WAIT_TIME_S itself."""
 
+CONNECT_S, ANSWER_S = 2.0, 5.0
+REQUEST_S = CONNECT_S + ANSWER_S
+"""What a request to a Ray that hangs takes."""
+TICK_S = 30.0 - 3 * REQUEST_S
+"""A tick that begins nothing after so long, where one thing is three requests at most, ends within 30 s."""
+
 OURS = {"attune": "1"}
 """Metadata of every job submitted here. A cluster may run other people's jobs."""
 
@@ -62,18 +68,19 @@ class RayJob:
 class RayJobs:
     """The jobs of the cluster at `address`, the URL of its dashboard. Threads may share it; `close` it or use `with`.
 
-    Every method may raise RayUnavailableError and RayRefusedError. `timeout_s` seconds bound each wait of a request:
-    for the connection, for the answer. `submit`, `stop` and `delete` make up to two requests.
+    Every method may raise RayUnavailableError and RayRefusedError. `timeout_s` bounds the wait for each answer,
+    `CONNECT_S` that for a connection. `submit`, `stop` and `delete` make up to two requests.
     """
 
-    def __init__(self, address: str, token: str | None = None, timeout_s: float = 10):
+    def __init__(self, address: str, token: str | None = None, timeout_s: float = ANSWER_S):
         if not address.startswith(("http://", "https://")):
             raise ValueError(
                 f"Ray address {address!r}: give the URL of the dashboard, as in ATTUNE_RAY_ADDRESS=http://127.0.0.1:8265"
             )
         self.address = address.rstrip("/")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx2.Client(base_url=self.address, headers=headers, timeout=timeout_s)
+        timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S)
+        self._http = httpx2.Client(base_url=self.address, headers=headers, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -11,10 +11,10 @@ from db import attempts, datasets, jobs, leases, outbox, runners
 from db.attempts import LEASE_S
 from db.models import Runner
 from db.session import Database, clock
-from worker.ray_jobs import RayError, RayJob, RayJobs
+from worker.ray_jobs import TICK_S, RayError, RayJob, RayJobs
 from worker.turn import turn
 
-TICK_S, TURN_S = 20.0, 60.0
+TURN_S = 60.0
 WORKER_S = 60.0
 """For so long after its last round a worker counts as there."""
 WATCH_S, WATCHED, PARDON = 45.0, "api-watched", "attempts-pardoned"

@@ -12,12 +12,12 @@ from db.jobs import Waiting
 from db.models import Runner
 from db.session import Database, clock
 from db.settings import Settings
-from worker.ray_jobs import RayError, RayJobs, RayRefusedError, RayUnavailableError
+from worker.ray_jobs import TICK_S, RayError, RayJobs, RayRefusedError, RayUnavailableError
 from worker.turn import turn
 
 ENTRYPOINT = "exec python -m trainer.runner"
 """`exec`: Ray's SIGTERM is to reach the runner, not a shell."""
-SCALE, TURN_S, TICK_S = "scale", 60.0, 20.0
+SCALE, TURN_S = "scale", 60.0
 FAILURES = 3
 """Failed starts in a row that a pool has free; then it waits."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 30.0, 1800.0
