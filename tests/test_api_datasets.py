@@ -7,6 +7,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 from api_server import Service, posted, until
 
+import api.routes.datasets
 from db import outbox
 from trainer.datasets import examine, materialise, store_version
 from trainer.manifest import load
@@ -304,6 +306,42 @@ def test_what_makes_no_sense_as_a_form(service, form):
                                headers={"Content-Type": "multipart/form-data; boundary=x"})  # fmt: skip
     assert broken.status_code == 400
     assert len(service.http.get("/v1/datasets?limit=100").json()["data"]) == before
+
+
+def test_the_same_files_with_the_same_key_are_one_data_set(service):
+    """Also where all come at once, and where the first died between its row and its files."""
+    archive = zipped(a_data_set(rows=3))
+
+    def send(key: str = "once", name: str = "once", archive: bytes = archive):
+        sent = {"data": {"name": name}, "files": {"archive": archive}}
+        return service.http.post("/v1/datasets", headers={"Idempotency-Key": key}, **sent)
+
+    def ours() -> int:
+        return len([d for d in service.http.get("/v1/datasets?limit=100").json()["data"] if d["name"] == "once"])
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [sent.json() for sent in pool.map(lambda _: send(), range(8))]
+    assert answers == [answers[0]] * 8
+    assert answers[0]["status"] == "validating"
+    assert settled(service, answers[0]["id"])["status"] == "ready"
+    assert (send().json(), ours()) == (answers[0], 1)
+    uploads = {key.split("/")[3] for key in service.store.list(f"projects/{service.project}/uploads/")}
+    known = {d["id"] for d in service.http.get("/v1/datasets?limit=100").json()["data"]}
+    assert uploads <= known  # nothing is left of the others
+    for answer in (send(name="twice"), send(archive=zipped(a_data_set(rows=2)))):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    assert service.http.post("/v1/datasets", headers={"Idempotency-Key": "once"},
+                             json={"name": "once", "parts": True}).status_code == 422  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api.routes.datasets, "_keep", _away)
+        assert send("died").status_code == 500
+    assert settled(service, send("died").json()["id"])["status"] == "ready"
+    assert ours() == 2
+    assert send("another").json()["id"] not in known
+
+
+def _away(*_: object) -> None:
+    raise ConnectionError("no answer")
 
 
 def test_what_changed_in_the_store_is_refused(service, tmp_path):

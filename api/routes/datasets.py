@@ -93,9 +93,7 @@ async def create(
     """A new data set, one of three ways: JSON with `uri`; JSON with `parts: true`; or multipart with the files."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with request.form(max_files=3, max_fields=1) as form:
-            row = await run_in_threadpool(_uploaded, app, who, dict(form))
-        _begin(app, row.id)
-        return _shape(row)
+            return await run_in_threadpool(_uploaded, app, who, dict(form), key)
     try:
         said = plain(await request.json())
         body = NewDataset.model_validate(said)
@@ -139,8 +137,9 @@ def _lines(manifest: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def _uploaded(app: Context, who: Holder, form: Mapping[str, Any]) -> Dataset:
-    """A data set whose files are in the request."""
+def _uploaded(app: Context, who: Holder, form: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+    """A data set whose files are in the request. Its row comes first, so that a repeated request goes on with it: the
+    store takes the same bytes twice."""
     name, files = form.get("name"), {k: v for k, v in form.items() if isinstance(v, UploadFile)}
     if unknown := set(form) - {"name", "manifest", "task", "archive"}:
         message = f"unknown part; known: name, manifest, task, archive (given: {min(unknown)!r})"
@@ -149,18 +148,39 @@ def _uploaded(app: Context, who: Holder, form: Mapping[str, Any]) -> Dataset:
     if not 0 < len(given) <= 200 or not files.keys() & {"manifest", "archive"}:
         message = "send a name of up to 200 characters, and manifest or archive or both, as files"
         raise ApiError(400, message, code="invalid_request", param="name")
-    dataset_id = new_id("file-")
-    place = datasets.prefix(who.project_id, dataset_id)
+    if "task" in files and (files["task"].size or 0) > TASK_BYTES:
+        raise ApiError(413, "task: a task.yaml may have 1 MiB", code="too_large", param="task")
+    asked = {"name": given, "files": {part: _sha256(file) for part, file in files.items()}} if key is not None else None
+    with app.database.write() as session:
+
+        def make() -> dict[str, Any]:
+            row = datasets.add(session, who.project_id, new_id("file-"), given, "uploading")
+            return {**_shape(row), "status": "validating"}  # as it is by the time of the answer
+
+        made, _ = idempotency.once(session, who.project_id, "POST /v1/datasets", key, asked, make)
+        row = found(session, made["id"], who)
+    if row.status == "uploading":
+        _keep(app, row, files)
+        with app.database.write() as session:
+            first = datasets.completed(session, row.id)
+        if first:
+            _begin(app, row.id)
+    return made
+
+
+def _sha256(file: UploadFile) -> str:
+    digest = hashlib.file_digest(file.file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.file.seek(0)
+    return digest
+
+
+def _keep(app: Context, row: Dataset, files: Mapping[str, UploadFile]) -> None:
     for part, at in (("manifest", datasets.MANIFEST), ("task", datasets.TASK), ("archive", f"{datasets.PARTS}1")):
         if part in files:
-            if part == "task" and (files[part].size or 0) > TASK_BYTES:
-                raise ApiError(413, "task: a task.yaml may have 1 MiB", code="too_large", param="task")
             with tempfile.NamedTemporaryFile(prefix="attune-") as kept:
                 shutil.copyfileobj(files[part].file, kept, 1 << 20)
                 kept.flush()
-                app.store.put_file(f"{place}/{at}", kept.name)
-    with app.database.write() as session:
-        return datasets.add(session, who.project_id, dataset_id, given, "validating")
+                app.store.put_file(f"{row.prefix}/{at}", kept.name)
 
 
 def _begin(app: Context, dataset_id: str) -> None:
