@@ -236,9 +236,10 @@ class Dataset(Base):
 
 
 class BaseModel(Base):
-    """A base that jobs may use. Without any row, every base is allowed."""
+    """A base that a project's jobs may use. Without any row of the project, every base is allowed."""
 
     __tablename__ = "base_model"
+    project_id: Mapped[str] = mapped_column(ForeignKey("project.id"), primary_key=True)
     uri: Mapped[str] = mapped_column(primary_key=True)
     revision: Mapped[str | None]
     licence: Mapped[str]

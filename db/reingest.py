@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from db import keys, records, reingest_job
 from db.ids import made_at
 from db.metrics import insert_new
-from db.models import Dataset, Idempotency, Job, Key, Project, Study
+from db.models import BaseModel, Dataset, Idempotency, Job, Key, Project, Study
 from db.session import Database, clock
 from trainer.store import DamagedError, MissingError, Store, StoreError
 
@@ -185,11 +185,12 @@ def _made(id_: str) -> float | None:
 
 def _gives_way(session: Session, empty: str, to: str) -> bool:
     """A project that the new database began with, in which nothing has been done, makes room for the one of its name
-    that was lost; its keys go over. False, and nothing done, where something has been."""
+    that was lost; its keys and allowed bases go over. False, and nothing done, where something has been."""
     for model in (Job, Study, Dataset):
         if session.scalar(select(model.id).where(model.project_id == empty).limit(1)) is not None:
             return False
-    session.execute(update(Key).where(Key.project_id == empty).values(project_id=to))
+    for model in (Key, BaseModel):
+        session.execute(update(model).where(model.project_id == empty).values(project_id=to))
     session.execute(delete(Idempotency).where(Idempotency.project_id == empty))
     session.execute(delete(Project).where(Project.id == empty))
     return True

@@ -217,6 +217,13 @@ def test_bases(service):
         assert "not among the allowed bases (models/other)" in error["message"]
         posted(http, "/v1/bases", {"id": "models/tiny", "licence": "Apache-2.0", "revision": "files:other"})
         assert "revision files:other only" in said(http.post("/v1/studies", json=a_study()))["message"]
+        with service.client("admin", "elsewhere") as others:  # another project's list is another
+            assert others.get("/v1/bases").json()["data"] == []
+            assert others.delete("/v1/bases/models/other").status_code == 404
+            posted(others, "/v1/studies?dry_run=true", a_study())
+            posted(others, "/v1/bases", {"id": "models/tiny", "licence": "MIT"})
+            assert [b["licence"] for b in others.get("/v1/bases").json()["data"]] == ["MIT"]
+        assert [b["id"] for b in http.get("/v1/bases").json()["data"]] == ["models/other", "models/tiny"]
     finally:
         for base in ("models/other", "models/tiny"):
             assert http.delete(f"/v1/bases/{base}").status_code == 200

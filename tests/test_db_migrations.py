@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
+from db import bases
 from db.migrations import migrate, run
 from db.models import Base
 from db.session import Database
@@ -66,6 +67,23 @@ def test_downgrading_to_the_start_leaves_no_table(empty):
     assert tables(empty) <= {"alembic_version"}
     migrate(empty)
     assert differences(empty) == []
+
+
+def test_a_list_of_bases_becomes_every_projects(empty):
+    """And, downgraded, one list again."""
+    migrate(empty, "0002")
+    with empty.write() as session:
+        session.execute(text("INSERT INTO project VALUES ('proj-1', 'one', 1.5), ('proj-2', 'two', 1.5)"))
+        session.execute(text("INSERT INTO base_model VALUES ('a', NULL, 'MIT', 2.5), ('b', 'r', 'MIT', 3.5)"))
+    migrate(empty)
+    with empty.read() as session:
+        for project in ("proj-1", "proj-2"):
+            found = [(b.uri, b.revision, b.licence, b.created_at) for b in bases.listed(session, project)]
+            assert found == [("a", None, "MIT", 2.5), ("b", "r", "MIT", 3.5)]
+    assert differences(empty) == []
+    migrate(empty, "0002")
+    with empty.read() as session:
+        assert session.scalars(text("SELECT uri FROM base_model ORDER BY uri")).all() == ["a", "b"]
 
 
 def test_a_migration_that_fails_leaves_nothing(empty):

@@ -21,7 +21,7 @@ from test_api_datasets import a_data_set, settled, zipped
 
 from attune.cli import main
 from attune.instance import Instance
-from db import attempts, jobs, keys, records
+from db import attempts, bases, jobs, keys, records
 from db.models import Attempt, Checkpoint, Dataset, Event, Job, Key, Metric, Project, Runner, Series, Study
 from db.reingest import reingest
 from db.session import Database
@@ -397,6 +397,17 @@ def test_of_several_at_once_each_row_is_one(database, store, tmp_path):
     reports = at_once([lambda: reingest(database, store, "code")] * 3)
     assert sum(report.taken["job"] for report in reports) == 6
     assert [len(rows(database, model)) for model in (Project, Job, Attempt, Event)] == [1, 6, 6, 6]
+
+
+def test_an_empty_project_that_gives_way_leaves_its_bases(database, store):
+    empty = a_project(database)  # the new database's `default`
+    with database.write() as session:
+        bases.allow(session, empty, "some/base", None, "MIT")
+    a_job(store, "ftjob-1")
+    assert reingest(database, store, "code").problems == []
+    with database.read() as session:
+        assert [b.uri for b in bases.listed(session, "proj-1")] == ["some/base"]
+        assert bases.listed(session, empty) == []
 
 
 def test_a_project_that_is_in_use_keeps_its_name(database, store):

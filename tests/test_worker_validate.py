@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import specs
-from db_rows import a_runner, claim, held, row, status
+from db_rows import a_project, a_runner, claim, held, row, status
 from processes import Blocked, until
 
 from db import bases, events, jobs, keys, leases, outbox
@@ -115,13 +115,21 @@ def test_what_cannot_run_is_refused_with_the_reason(database, settings, store, c
 
 
 def test_a_base_that_is_not_allowed_is_refused(database, settings, store, corpus):
+    job, project = submit(database), a_project(database)
     with database.write() as session:
-        bases.allow(session, "some/base", None, "Apache-2.0")
-    job = submit(database)
+        bases.allow(session, project, "some/base", None, "Apache-2.0")
     validate(database, settings, store, job)
     found = row(database, job)
     assert (found.status, found.reason) == ("failed", "invalid_spec")
     assert "ask an administrator" in found.message
+
+
+def test_the_bases_of_another_project_are_its_own_business(database, settings, store, corpus):
+    job, other = submit(database), a_project(database, "another")
+    with database.write() as session:
+        bases.allow(session, other, "some/base", None, "Apache-2.0")
+    validate(database, settings, store, job)
+    assert status(database, job) == "queued"
 
 
 def test_paused_meanwhile_it_comes_to_rest_paused(database, settings, store, corpus):

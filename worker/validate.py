@@ -79,7 +79,7 @@ def validate(database: Database, settings: Settings, store: Store, job_id: str) 
             spec = parse_job(job.spec)
             datasets.bring(database, store, settings, job.project_id, job.spec)
             resolved = read_and_resolve(spec, settings.roots)[0]
-            _allowed(database, resolved)
+            _allowed(database, job.project_id, resolved)
         except Exception as error:
             return _failed(database, job_id, error, tries)
         pinned, pool = resolved.model_dump(mode="json", by_alias=True), pool_of(resolved, settings.code, job=job_id)
@@ -87,10 +87,10 @@ def validate(database: Database, settings: Settings, store: Store, job_id: str) 
             return jobs.validated(session, job_id, pinned, resolved.hash, pool)
 
 
-def _allowed(database: Database, resolved: Resolved) -> None:
-    """SpecError where the base is not among those that jobs may use."""
+def _allowed(database: Database, project_id: str, resolved: Resolved) -> None:
+    """SpecError where the base is not among those that the project's jobs may use."""
     with database.read() as session:
-        refusal = bases.refusal(session, resolved.spec.base, resolved.base_revision)
+        refusal = bases.refusal(session, project_id, resolved.spec.base, resolved.base_revision)
     if refusal is not None:
         raise problem("base", refusal, resolved.spec.base)
 

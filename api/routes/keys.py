@@ -1,4 +1,4 @@
-"""API keys of a project, and the bases that jobs may use."""
+"""API keys of a project, and the bases that its jobs may use."""
 
 from typing import Any, Literal
 
@@ -67,19 +67,19 @@ def revoke(key_id: str, app: App, who: Admin) -> dict[str, Any]:
 
 @router.get("/bases", response_model=schema.Whole[schema.Base])
 def allowed(app: App, who: Reader) -> dict[str, Any]:
-    """Bases that jobs may use; none listed means any."""
+    """Bases that the project's jobs may use; none listed means any."""
     with app.database.read() as session:
-        rows = bases.listed(session)
+        rows = bases.listed(session, who.project_id)
         data = [{"object": "base", "id": b.uri, "revision": b.revision, "licence": b.licence} for b in rows]
     return {"object": "list", "data": data, "has_more": False}
 
 
 @router.post("/bases", response_model=schema.Base)
 def allow(body: NewBase, app: App, who: Admin) -> dict[str, Any]:
-    """Allow a base; from the first one on, all others are refused."""
+    """Allow a base; from the first one on, the project's jobs may use no others."""
     with app.database.write() as session:
-        bases.allow(session, body.id, body.revision, body.licence)
-        keys.audit(session, None, who.actor, "base.allowed", body.id)
+        bases.allow(session, who.project_id, body.id, body.revision, body.licence)
+        keys.audit(session, who.project_id, who.actor, "base.allowed", body.id)
     return {"object": "base", **body.model_dump()}
 
 
@@ -87,7 +87,7 @@ def allow(body: NewBase, app: App, who: Admin) -> dict[str, Any]:
 def forbid(uri: str, app: App, who: Admin) -> dict[str, Any]:
     """Take a base off the list; jobs that are queued keep it."""
     with app.database.write() as session:
-        if not bases.forbid(session, uri):
+        if not bases.forbid(session, who.project_id, uri):
             raise not_found("base", uri)
-        keys.audit(session, None, who.actor, "base.forbidden", uri)
+        keys.audit(session, who.project_id, who.actor, "base.forbidden", uri)
     return {"object": "base", "id": uri, "deleted": True}

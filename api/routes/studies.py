@@ -46,7 +46,7 @@ def submit(
     study = parse_study(spec)
     read = corpus.Reader(app.settings.roots)
     expanded = expand(study, _guarded(read, app, who.project_id))
-    _refuse(expanded, read, app)
+    _refuse(expanded, read, app, who.project_id)
     cells = [*expanded.cells, *expanded.baselines]
     if dry_run:
         first = {cell.name: (cell.runs[0], len(cell.runs)) for cell in cells}
@@ -112,7 +112,7 @@ def _guarded(reader: Read, app: Context, project_id: str) -> Read:
     return read
 
 
-def _refuse(expanded: Expanded, read: Read, app: Context) -> None:
+def _refuse(expanded: Expanded, read: Read, app: Context, project_id: str) -> None:
     """SpecError for a study that could not be compared, or whose jobs could not run."""
     runs = [run for cell in expanded.cells for run in cell.runs]
     if any(run.spec.tuning.encoder == "auto" for run in runs):
@@ -131,7 +131,7 @@ def _refuse(expanded: Expanded, read: Read, app: Context) -> None:
         raise problem("evaluate.on", f"a study compares one task; the test has {', '.join(names)}")
     with app.database.read() as session:
         for base, revision in {(run.spec.base, run.base_revision) for run in runs}:
-            if refusal := bases.refusal(session, base, revision):
+            if refusal := bases.refusal(session, project_id, base, revision):
                 raise problem("base", refusal, base)
 
 
