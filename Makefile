@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-orders test test-integration check base docs clean
+.PHONY: install demo demo-orders test test-integration test-faults test-servers check base docs clean
 
 install: $(STAMP)
 
@@ -36,7 +36,14 @@ test: install
 # of it is missing, apt installs; nothing of it is left running).
 test-integration: install
 	@sh tests/install_servers.sh
-	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -m "ray or browser or process"
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-faults test-servers
+
+# Its two halves, which wait more than they compute: what dies in the middle of a job, and everything else.
+test-faults: install
+	$(BIN)/python -m pytest -m "ray or browser or process" $(wildcard tests/test_faults*.py)
+
+test-servers: install
+	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -m "ray or browser or process" --ignore-glob="tests/test_faults*.py"
 
 check: install
 	$(BIN)/ruff check .
