@@ -75,8 +75,9 @@ class Site:
 
     def run(self, name: str, tags: dict[str, str] | None = None) -> "Attempt":
         """A new job that has just been claimed; its pool is its own, so that it is the next."""
-        self.queue(name, tags, name)
-        return Attempt(self, self.claim(name))
+        pool = hashlib.sha256(name.encode()).hexdigest()[:32]
+        self.queue(name, tags, pool)
+        return Attempt(self, self.claim(pool))
 
     @property
     def actor(self) -> str:

@@ -11,6 +11,7 @@ from ray_start import started_node
 from stand import QUICK, RANK, kill_all, named
 
 from db import jobs
+from db.status import TERMINAL
 
 pytest_plugins = ["fault_stand"]
 pytestmark = [pytest.mark.process, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -66,6 +67,9 @@ def test_the_api_is_away_for_longer_than_the_runner_goes_on_alone(stand_of_two, 
         stand.kill("api")
         until(lambda: not named(node, RANK), 300, stand.logs)
         stand.start("api")
-        job.ends("succeeded", LOST, DONE, faults=1)
+        job.until(*TERMINAL)
+        why = job.attempts()[0][1]
+        assert why in ("infrastructure", "lost_heartbeat")  # Ray's word or the lease, whichever comes first
+        job.ends("succeeded", ("lost", why), DONE, faults=1)
     job.equals(undisturbed)
     resumed(job)
