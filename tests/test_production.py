@@ -156,7 +156,7 @@ def test_the_base_is_loaded_once_for_all_jobs_of_a_pool(done: Production):
     events = [event for job_id in alike for event in done.client.jobs.events(job_id)]
     loaded = [event for event in events if str(event["data"].get("message")).startswith("base s3://")]
     attempts = [attempt for job_id in alike for attempt in done.client.jobs.get(job_id)["attempt_list"]]
-    assert (len(attempts), len({attempt["runner_id"] for attempt in attempts}), len(loaded)) == (6, 1, 1)  # the majority among them
+    assert (len(attempts), len({attempt["runner_id"] for attempt in attempts}), len(loaded)) == (6, 1, 1)
 
 
 def test_a_listener_at_the_other_replica_heard_everything_once(done: Production):
