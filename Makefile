@@ -36,14 +36,14 @@ test: install
 # of it is missing, apt installs; nothing of it is left running).
 test-integration: install
 	@sh tests/install_servers.sh
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-faults test-servers
+	@$(MAKE) --no-print-directory --jobs 2 test-faults test-servers
 
 # Its two halves, which wait more than they compute: what dies in the middle of a job, and everything else.
 test-faults: install
-	$(BIN)/python -m pytest -m "ray or browser or process" $(wildcard tests/test_faults*.py)
+	$(BIN)/python -m pytest -v -m "ray or browser or process" $(wildcard tests/test_faults*.py)
 
 test-servers: install
-	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -m "ray or browser or process" --ignore-glob="tests/test_faults*.py"
+	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py"
 
 check: install
 	$(BIN)/ruff check .
