@@ -244,7 +244,7 @@ def _take_in(session: Session, attempt: Attempt, first_seq: int, sent: Sequence[
     session.execute(mine.values(**columns))
     if history:
         events.append(session, attempt.job_id, history, actor=actor, attempt_no=attempt.no)
-    _summarise(session, attempt, new, steps)
+    _summarise(session, attempt, new, [*retold, *steps])
     session.refresh(attempt)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from db import jobs, metrics
-from db.models import Metric, Series
+from db.models import Job, Metric, Series
 
 pytest_plugins = ["databases"]
 
@@ -82,6 +82,8 @@ def test_what_the_dead_had_no_time_to_tell_is_told_by_the_next(database):
     assert curve(database, mine.job) == [*((n, 100 + n) for n in range(1, 6)), (6, 206), (7, 307)]
     with database.read() as session:
         assert session.scalar(select(func.count()).select_from(Metric)) == 8  # the seventh step was done twice
+        shown = session.get_one(Job, mine.job).summary["curve"]
+    assert shown == [[n, loss] for n, loss in curve(database, mine.job)]  # what lists show has no hole either
 
 
 def test_folding_changes_no_curve(database):
