@@ -15,6 +15,7 @@ from fake_ray import FakeRay
 from db import attempts, idempotency, jobs, keys, leases, outbox, runners, studies
 from db.attempts import FencedError, GapError
 from db.idempotency import ReusedError
+from db.models import Idempotency
 from db.outbox import Wake
 from db.session import Database
 from db.settings import Settings
@@ -138,7 +139,7 @@ class World:
         self.processes: list[Process] = []
         self.past: list[Trainer] = []
         """Attempts that their processes have left or never heard of; once ended, their tokens are good for nothing."""
-        self.keys: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self.keys: dict[str, tuple[Any, dict[str, Any], float]] = {}
         self._pending: list[tuple[int, Callable[[], None]]] = []
         database.point = self.ray.point = self._point
         with database.write() as session:
@@ -224,6 +225,8 @@ class World:
                 return idempotency.once(session, self.project, "POST /v1/jobs", key, request, make)
 
         known = self.keys.get(key or "")
+        if known is not None and self.clock() - known[2] > idempotency.KEPT_S and self._forgotten(key):
+            known = None
         if known is not None and known[0] != request:
             assert isinstance(self.untouched(post, ReusedError), ReusedError)
             return None
@@ -233,9 +236,13 @@ class World:
             assert body == known[1]
             return body["id"]
         if key is not None:
-            self.keys[key] = (request, body)
+            self.keys[key] = (request, body, self.clock())
         self.watch.jobs[body["id"]] = Job(retries)
         return body["id"]
+
+    def _forgotten(self, key: str | None) -> bool:
+        with self.database.read() as session:
+            return session.get(Idempotency, (self.project, "POST /v1/jobs", key)) is None
 
     def study(self, count: int) -> str:
         """A grid of jobs, queued at once."""
