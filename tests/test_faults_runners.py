@@ -18,11 +18,11 @@ pytestmark = [pytest.mark.process, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def resumed(job: Running) -> None:
-    """Its second attempt went on from a checkpoint of the first."""
+    """Its last attempt went on from a checkpoint of an earlier one."""
     with job.stand.database.read() as session:
-        first, second = (a.start_step for a in jobs.attempts(session, job.id))
+        first, *_, last = (a.start_step for a in jobs.attempts(session, job.id))
     assert first == 0
-    assert second in range(2 * EVERY, STEPS + 1)
+    assert last in range(2 * EVERY, STEPS + 1)
 
 
 @pytest.mark.parametrize("what", ["drivers", "ranks"])
@@ -68,8 +68,10 @@ def test_the_api_is_away_for_longer_than_the_runner_goes_on_alone(stand_of_two, 
         until(lambda: not named(node, RANK), 300, stand.logs)
         stand.start("api")
         job.until(*TERMINAL)
-        why = job.attempts()[0][1]
-        assert why in ("infrastructure", "lost_heartbeat")  # Ray's word or the lease, whichever comes first
-        job.ends("succeeded", ("lost", why), DONE, faults=1)
+        lost = job.attempts()[:-1]  # on a busy machine a later one may find 2 s without an answer, too
+        assert len(lost) in (1, 2)
+        # Ray's word or the lease, whichever comes first
+        assert set(lost) <= {("lost", "infrastructure"), ("lost", "lost_heartbeat")}
+        job.ends("succeeded", *lost, DONE, faults=len(lost))
     job.equals(undisturbed)
     resumed(job)
