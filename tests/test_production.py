@@ -134,7 +134,7 @@ def test_the_command_line_makes_the_same_of_the_same_spec(done: Production, tmp_
 
 def test_jobs_on_an_upload_equal_runs_on_the_folder_that_was_sent(done: Production, tmp_path):
     (tmp_path / done.dataset["id"]).symlink_to(done.upload)
-    for job_id in (done.cells[0], done.cells[-1]):
+    for job_id in (done.cells[0], done.cells[3]):  # trained ones; the last is the majority
         alone = FolderStore(tmp_path / job_id)
         run(done.resolved(job_id), alone, roots=[tmp_path], threads=1)
         same(done.store(job_id), alone)
