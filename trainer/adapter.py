@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,23 +20,32 @@ from torch import nn
 
 from trainer.fields import problem
 from trainer.rng import seed_of
-from trainer.tokens import TARGETS
-
-LM_TARGETS = list(TARGETS["qwen2_audio"])
-"""What `targets: auto` stands for: every linear layer of a Qwen2 block."""
-ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-"""Linear layers of a Whisper-style encoder block."""
-
-PARTS = {"audio_tower": "encoder", "multi_modal_projector": "projector"}
-"""Module names that mark a part; everything else is the language model (`lm`)."""
 
 
-def part_of(name: str) -> str:
-    """`encoder`, `projector` or `lm`, from a parameter's name."""
-    return next((part for mark, part in PARTS.items() if mark in name), "lm")
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a family's modules are called. A bare layer name such as `q_proj` would also hit an audio tower, whose
+    layers often carry the same names; so every part is told by where it stands."""
+
+    encoder: str
+    """Stands in the path of every module of the audio encoder."""
+    projector: str
+    """Stands in the path of every module between encoder and language model."""
+    lm: str
+    """Stands in the path of every layer of the language model that may get adapters."""
+    lm_targets: tuple[str, ...]
+    """What `targets: auto` stands for: all linear layers of a block of the language model."""
+    encoder_targets: tuple[str, ...]
+    """Linear layers of an encoder block that get adapters under `encoder: lora`."""
+
+    def of(self, name: str) -> str:
+        """`encoder`, `projector` or `lm`, from a parameter's name."""
+        return "encoder" if self.encoder in name else "projector" if self.projector in name else "lm"
 
 
-def attach(model: nn.Module, tuning, *, seed: int, name: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+def attach(
+    model: nn.Module, tuning, parts: Parts, *, seed: int, name: str
+) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """Makes the parts that `tuning` names trainable and freezes the rest.
 
     Returns the module to train (a PeftModel around `model` for LoRA, else `model` itself) and its trainable
@@ -52,14 +62,14 @@ def attach(model: nn.Module, tuning, *, seed: int, name: str) -> tuple[nn.Module
     if tuning.method == "lora":
         with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
             warnings.simplefilter("ignore", FutureWarning)
-            module = get_peft_model(model, _config(model, tuning))  # type: ignore[arg-type]
+            module = get_peft_model(model, _config(model, tuning, parts))  # type: ignore[arg-type]
         module.peft_config["default"].base_model_name_or_path = name
     else:
         module = model
         whole = {p for p in ("encoder", "projector") if getattr(tuning, p) == "full"}
         whole |= {"lm"} if tuning.method == "full" else {"projector"}
         for key, parameter in model.named_parameters():
-            parameter.requires_grad_(part_of(key) in whole)
+            parameter.requires_grad_(parts.of(key) in whole)
     trained = {}
     for key, parameter in module.named_parameters():
         if not parameter.requires_grad or "embed_positions" in key:  # sinusoids, fixed in the stock class too
@@ -74,19 +84,18 @@ def attach(model: nn.Module, tuning, *, seed: int, name: str) -> tuple[nn.Module
     return module, trained
 
 
-def _config(model: nn.Module, tuning) -> LoraConfig:
-    targets = LM_TARGETS if tuning.targets == "auto" else tuning.targets
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "language_model" in n]
+def _config(model: nn.Module, tuning, parts: Parts) -> LoraConfig:
+    targets = list(parts.lm_targets) if tuning.targets == "auto" else tuning.targets
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and parts.lm in n]
     for target in targets:
         if not any(n.split(".")[-1] == target for n in names):
             known = sorted({n.split(".")[-1] for n in names})
             message = f"the language model has no such layer; it has {', '.join(known)}"
             raise problem("tuning.targets", message, target)
-    # A bare `q_proj` would also hit the audio tower, whose layers carry the same names.
-    pattern = rf".*language_model.*\.({'|'.join(targets)})"
+    pattern = rf".*{parts.lm}.*\.({'|'.join(targets)})"
     if tuning.encoder == "lora":
-        pattern += rf"|.*audio_tower.*\.({'|'.join(ENCODER_TARGETS)})"
-    saved = [m for m, part in PARTS.items() if getattr(tuning, part) == "full"]
+        pattern += rf"|.*{parts.encoder}.*\.({'|'.join(parts.encoder_targets)})"
+    saved = [m for m, how in ((parts.encoder, tuning.encoder), (parts.projector, tuning.projector)) if how == "full"]
     return LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,  # type: ignore[arg-type]

@@ -1,4 +1,9 @@
-"""Micro-batches: which examples of a step are computed together, and the tensors they become."""
+"""Micro-batches: which examples of a step are computed together, and the pack they become.
+
+A pack lays its examples end to end, without padding. What the prompts of one group have in common before any
+recording stands once, in front of the rest of each: every rest sees that prefix and itself. Causality makes this
+equal to computing each example alone (the prefix cannot see what follows it), in value and in gradient.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,68 +14,163 @@ import torch
 from trainer.views import Example
 
 
-def assign(token_lengths: Sequence[int], budget: int, world_size: int = 1) -> list[list[list[int]]]:
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Examples of a step that may share a prefix."""
+
+    length: int
+    """Leading tokens that all of them have in common; 0: nothing to share."""
+    members: tuple[int, ...]
+    """Indices into the step's examples, in order of length."""
+
+
+def groups(examples: Sequence[Example], *, audio_id: int, share: bool = True) -> list[Shared]:
+    """The examples by what they are asked (`Example.asked`), each group with its common prefix: before any recording
+    and before the last token of every prompt, whose state predicts the answer. `share=False`: one group, no prefix."""
+    found: dict[str, list[int]] = {}
+    for i, e in enumerate(examples):
+        found.setdefault(e.asked if share else "", []).append(i)
+    out = []
+    for indices in found.values():
+        indices.sort(key=lambda i: (len(examples[i]), i))
+        prompts = [examples[i].prompt for i in indices]
+        out.append(Shared(_common(prompts, audio_id) if share and len(indices) > 1 else 0, tuple(indices)))
+    return out
+
+
+def _common(prompts: Sequence[tuple[int, ...]], audio_id: int) -> int:
+    most = min(map(len, prompts)) - 1
+    first = np.array(prompts[0][:most])
+    same = first != audio_id
+    for other in prompts[1:]:
+        same &= first == np.array(other[:most])
+    return most if same.all() else int(same.argmin())
+
+
+def assign(lengths: Sequence[int], shared: Sequence[Shared], budget: int, world_size: int = 1) -> list[list[list[int]]]:
     """Micro-batches per rank, as indices into the step's examples: result[rank][micro-batch] = [index, …].
 
-    Every example of the step is in exactly one micro-batch. A micro-batch of n examples costs n × its longest
-    (padding counts) and stays within `budget` tokens, or holds a single example. Rank r takes every
-    `world_size`-th example in order of length, so that ranks do alike work. Pure.
+    Every example of the step is in exactly one micro-batch. A micro-batch costs the tokens that are computed (a
+    shared prefix once per micro-batch) and stays within `budget`, or holds a single example. Rank r takes every
+    `world_size`-th example in order of group and length, so that ranks do alike work. Pure.
     """
-    order = sorted(range(len(token_lengths)), key=lambda i: (token_lengths[i], i))
+    order = [(i, n) for n, group in enumerate(shared) for i in group.members]
     ranks = []
     for rank in range(world_size):
         batches: list[list[int]] = []
-        for i in order[rank::world_size]:  # rising lengths: the newcomer is the longest
-            if batches and (len(batches[-1]) + 1) * token_lengths[i] <= budget:
+        cost, at = 0, -1
+        for i, n in order[rank::world_size]:
+            prefix = shared[n].length
+            alone = lengths[i]
+            more = alone - prefix if n == at else alone
+            if batches and cost + more <= budget:
                 batches[-1].append(i)
+                cost += more
             else:
                 batches.append([i])
+                cost = alone
+            at = n
         ranks.append(batches)
     return ranks
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """One prefix in a pack and the rests that see it."""
+
+    prefix: tuple[int, int]
+    """First place and length of the prefix; length 0: none."""
+    rests: tuple[tuple[int, int], ...]
+    """First place and length of each example's own tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch, padded on the right."""
+    """One micro-batch as a pack."""
 
     ids: torch.Tensor
-    """(batch, time) int64."""
+    """(time,) int64: all prefixes and rests end to end."""
+    positions: torch.Tensor
+    """(time,) int64: each token's place in its own prompt and answer."""
+    segments: torch.Tensor
+    """(time,) int64: number of the prefix or rest that a token belongs to."""
+    sees: torch.Tensor
+    """(time,) int64: number of the prefix that a token sees besides its own segment; its own where there is none."""
+    groups: tuple[Group, ...]
+    """The same layout in words of places."""
     waves: list[np.ndarray]
-    """Recordings of the rows that have one, in row order."""
+    """Recordings in the order of their placeholders."""
     rows: torch.Tensor
-    """(supervised,) row of each supervised token."""
-    columns: torch.Tensor
-    """(supervised,) the position whose state predicts it: one before its own."""
+    """(supervised,) example of each supervised token, counted as given to `collate`."""
+    at: torch.Tensor
+    """(supervised,) the place whose state predicts it, rising."""
     targets: torch.Tensor
     """(supervised,) the token to predict: the answer and its end, nothing else."""
-    shared: int
-    """Leading positions whose ids are the same in all rows, before any recording and any supervised position."""
+    size: int
+    """Examples."""
+    given: int
+    """Tokens of the examples, each counted whole: `given` / `time` is the sharing factor."""
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.size
+
+    def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Whether the token at place `query` sees the one at place `key`: the one source of every attention mask."""
+        near = (self.segments[key] == self.segments[query]) | (self.segments[key] == self.sees[query])
+        return (key <= query) & near
 
 
-def collate(examples: Sequence[Example], *, pad: int, audio_id: int, device: str | torch.device = "cpu") -> Batch:
-    """Tensors of a micro-batch; only answers are supervised."""
-    time = max(len(e) for e in examples)
-    ids = np.full((len(examples), time), pad, dtype=np.int64)
-    rows, columns, targets = [], [], []
-    for r, e in enumerate(examples):
-        assert audio_id not in e.answer, f"{e.name}: a placeholder in the answer"
-        ids[r, : len(e)] = (*e.prompt, *e.answer)
-        rows += [r] * len(e.answer)
-        columns += range(len(e.prompt) - 1, len(e) - 1)
-        targets += e.answer
+def collate(
+    examples: Sequence[Example],
+    *,
+    pad: int,
+    audio_id: int,
+    device: str | torch.device = "cpu",
+    share: bool = True,
+    multiple: int = 1,
+) -> Batch:
+    """The pack of a micro-batch; only answers are supervised. `share=False` lays out every prompt whole. The pack's
+    time is filled up to a `multiple` by `pad` tokens that nothing sees (for kernels with static shapes)."""
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
+    sees: list[int] = []
+    laid, waves, rows, at, targets = [], [], [], [], []
+    number = 0
+
+    def lay(tokens: Sequence[int], first: int, seen: int | None) -> tuple[int, int]:
+        nonlocal number
+        start = len(ids)
+        ids.extend(tokens)
+        positions.extend(range(first, first + len(tokens)))
+        segments.extend([number] * len(tokens))
+        sees.extend([number if seen is None else seen] * len(tokens))
+        number += 1
+        return start, len(tokens)
+
+    for group in groups(examples, audio_id=audio_id, share=share):
+        n, seen = group.length, None
+        prefix = (len(ids), 0)
+        if n:
+            seen = number
+            prefix = lay(examples[group.members[0]].prompt[:n], 0, None)
+        rests = []
+        for i in group.members:
+            e = examples[i]
+            assert audio_id not in e.answer, f"{e.name}: a placeholder in the answer"
+            start, length = lay((*e.prompt[n:], *e.answer), n, seen)
+            rests.append((start, length))
+            rows += [i] * len(e.answer)
+            at += range(start + length - len(e.answer) - 1, start + length - 1)
+            targets += e.answer
+            if e.wave is not None:
+                waves.append(e.wave)
+        laid.append(Group(prefix, tuple(rests)))
+    if filler := -len(ids) % multiple:
+        laid.append(Group((len(ids), 0), (lay([pad] * filler, 0, None),)))
+    # Two transfers instead of seven: each waits for the device.
+    tokens = torch.tensor([ids, positions, segments, sees], device=device)
+    supervised = torch.tensor([rows, at, targets], dtype=torch.long, device=device)
     return Batch(
-        ids=torch.from_numpy(ids).to(device),
-        waves=[e.wave for e in examples if e.wave is not None],
-        rows=torch.tensor(rows, device=device),
-        columns=torch.tensor(columns, device=device),
-        targets=torch.tensor(targets, device=device),
-        shared=_shared(ids, min(len(e.prompt) for e in examples) - 1, audio_id),
-    )
-
-
-def _shared(ids: np.ndarray, most: int, audio_id: int) -> int:
-    differs = ((ids != ids[:1]) | (ids == audio_id)).any(0)[:most]
-    return int(differs.argmax()) if differs.any() else most
+        *tokens, tuple(laid), waves, *supervised, size=len(examples), given=sum(map(len, examples))
+    )  # fmt: skip

@@ -31,8 +31,8 @@ class _Decoder:
             ids[r, time - len(e.prompt) :] = e.prompt
             real[r, time - len(e.prompt) :] = 1
         self.mask = torch.from_numpy(real).to(model.device)
-        self.cache = DynamicCache(config=model.stock.config.text_config)
-        self.position = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache = DynamicCache(config=model.language_model.config)
+        self.position = model.positions(self.mask)
         self._inputs = model.embed(
             torch.from_numpy(ids).to(model.device), [e.wave for e in examples if e.wave is not None]
         )

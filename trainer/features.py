@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from trainer.tokens import AudioShape
+from trainer.formats.prompt import WhisperShape
 
 RIGHT_FRAMES = 2
 """Mel frames kept after the signal."""
@@ -28,7 +28,7 @@ LIMIT = 4 << 30
 class Mel:
     """The family's own feature extractor, trimmed."""
 
-    def __init__(self, folder: str | Path, shape: AudioShape):
+    def __init__(self, folder: str | Path, shape: WhisperShape):
         from transformers import WhisperFeatureExtractor
 
         self.shape = shape

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer.batch import assign, collate
+from trainer.batch import assign, groups
 from trainer.checkpoint import Checkpoint
 from trainer.fields import problem
 from trainer.memory import out_of_memory
@@ -209,8 +209,9 @@ class Loop:
             for i in range(presented.start, presented.stop)
         ]
         trial.data_seconds = time.perf_counter() - began
-        lengths = [len(e) for e in chosen]
-        for indices in assign(lengths, self.budget, self.ranks.world_size)[self.ranks.rank]:
+        shared = groups(chosen, audio_id=self.model.tokens.audio_id, share=self.model.shares)
+        mine = assign([len(e) for e in chosen], shared, self.budget, self.ranks.world_size)[self.ranks.rank]
+        for indices in mine:
             single = len(indices) == 1
             try:
                 tokens, loss, row_losses = self._backward(stage, [chosen[i] for i in indices], indices[0])
@@ -225,8 +226,7 @@ class Loop:
         return trial, trial.out_of_memory and single
 
     def _backward(self, stage: Stage, examples: list[Example], first: int) -> tuple[int, float, torch.Tensor]:
-        tokens = self.model.tokens
-        batch = collate(examples, pad=tokens.end, audio_id=tokens.audio_id, device=self.model.device)
+        batch = self.model.collate(examples)
         torch.manual_seed(seed_of(self.seed, "dropout", self.step, first))
         loss = objective_loss(stage.objective, self.model, batch)
         if loss.total.requires_grad:  # text alone never reaches a projector or an encoder that learns alone

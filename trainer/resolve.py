@@ -11,11 +11,12 @@ import rfc8785
 from trainer.bases import BaseError, UnreachableError, locate_base, s3_pin
 from trainer.corpus import MODALITY, Corpus, SourceRows, read_corpus
 from trainer.fields import Problem, Spec, SpecError, nearest, problem
+from trainer.formats import FORMATS
 from trainer.metrics import METRICS, default_metrics
 from trainer.spec import JobSpec, Task
 from trainer.stage import Stage, cumulative
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Untuned
-from trainer.tokens import TARGETS, DataError
+from trainer.tokens import DataError
 
 WHOLE_BYTES = 64 << 20
 """Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
@@ -131,8 +132,8 @@ def _meant_for_training(spec: JobSpec) -> list[Problem]:
 
 def _unknown_targets(spec: JobSpec) -> list[Problem]:
     """Layers that no base of the family has, as far as it is known before the base is read."""
-    families = [spec.family] if spec.family in TARGETS else list(TARGETS)
-    known = list(dict.fromkeys(name for family in families for name in TARGETS[family]))
+    families = [spec.family] if spec.family in FORMATS else list(FORMATS)
+    known = list(dict.fromkeys(name for family in families for name in FORMATS[family].TARGETS))
     if not spec.tuning.targets:
         message = "names no layer, so nothing gets an adapter; name some, or leave targets out for all of them"
         return [Problem("tuning.targets", None, message)]

@@ -5,18 +5,21 @@ two cannot disagree. Lengths are checked here, and nothing is ever truncated.
 """
 
 import functools
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
 
 from trainer import answers
 from trainer.bases import BaseError, locate_base, read_json
+from trainer.formats import FORMATS
+from trainer.formats.prompt import AUDIO, Audio, AudioShape, Prompt
+from trainer.formats.qwen2_audio import PROMPT as QWEN2_AUDIO
 
 __all__ = [
-    "AUDIO", "PROMPTS", "TARGETS", "Audio", "AudioShape", "BaseError", "DataError", "LengthError", "Prompt",
-    "Tokenizer", "Tokens", "audio_tokens", "family_of", "locate_base", "reference", "render", "transcript",
+    "AUDIO", "Audio", "AudioShape", "BaseError", "DataError", "LengthError", "Prompt", "Tokenizer", "Tokens",
+    "family_of", "locate_base", "reference", "render", "transcript",
 ]  # fmt: skip
 
 
@@ -28,55 +31,12 @@ class LengthError(DataError):
     """An utterance does not fit the base model. Nothing is truncated: shorten it, or leave it out."""
 
 
-class Audio:
-    """Stands for the recording in `render`, where the text view has the transcript."""
-
-
-AUDIO = Audio()
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The pieces around instruction and content, as one family's chat template writes them."""
-
-    before: str
-    """Everything up to the user's content."""
-    audio_before: str
-    audio_token: str
-    """Repeated once per audio vector that enters the language model."""
-    audio_after: str
-    after: str
-    """Everything between the user's content and the answer."""
-    end: str
-    """Ends the answer; supervised like the answer."""
-    order: str
-    """The family's own order: `audio_first` or `instruction_first`."""
-
-
-PROMPTS = {
-    # Chat template of Qwen/Qwen2-Audio-7B-Instruct, with its default system turn.
-    "qwen2_audio": Prompt(
-        before="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-        audio_before="Audio 1: <|audio_bos|>",
-        audio_token="<|AUDIO|>",
-        audio_after="<|audio_eos|>\n",
-        after="<|im_end|>\n<|im_start|>assistant\n",
-        end="<|im_end|>",
-        order="audio_first",
-    ),
-}
-"""Prompt pieces by `model_type` of the base's config.json: the list of supported families."""
-
-TARGETS = {"qwen2_audio": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}
-"""Linear layers of a block of the family's language model: what may get adapters (`tuning.targets`)."""
-
-
 def render(
     instruction: str,
     content: str | Audio,
     order: str = "family",
     *,
-    prompt: Prompt = PROMPTS["qwen2_audio"],
+    prompt: Prompt = QWEN2_AUDIO,
     audio_tokens: int = 1,
 ) -> str:
     """The prompt as one string; equal to the processor's chat template for `audio_tokens=1`.
@@ -94,37 +54,13 @@ def render(
     return prompt.before + user + prompt.after
 
 
-@dataclass(frozen=True, slots=True)
-class AudioShape:
-    """Sample counts to frame counts: WhisperFeatureExtractor, then the two strides of the encoder."""
-
-    sampling_rate: int
-    """Hz."""
-    hop_length: int
-    """Samples per mel frame."""
-    window_samples: int
-    """Longest recording the encoder hears, in samples."""
-
-    def mel_frames(self, num_samples: int) -> int:
-        """Mel frames that hold signal."""
-        return -(-num_samples // self.hop_length)
-
-    def audio_tokens(self, num_samples: int) -> int:
-        """Vectors that enter the language model: a stride-2 convolution, then average pooling by two."""
-        return ((self.mel_frames(num_samples) - 1) // 2 + 1) // 2
-
-
-def audio_tokens(num_samples: int, shape: AudioShape) -> int:
-    """Vectors that enter the language model for a recording of `num_samples` at the shape's rate."""
-    return shape.audio_tokens(num_samples)
-
-
 class Tokenizer:
     """`tokenizer.json` of a base, without transformers: text to ids and back."""
 
     def __init__(self, folder: str | Path):
         self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         self.special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        self.control = re.compile("|".join(re.escape(t) for t in self.special) or "(?!)")
         self._cached = functools.lru_cache(maxsize=200_000)(self._ids)
 
     def _ids(self, text: str) -> tuple[int, ...]:
@@ -157,14 +93,14 @@ class Tokens:
         folder = Path(folder)
         config = read_json(folder / "config.json")
         self.family = family_of(folder)
-        self.prompt = PROMPTS[self.family]
+        known = FORMATS[self.family]
+        self.prompt = known.prompt(folder)
         self.tokenizer = Tokenizer(folder)
-        self.shape = _audio_shape(folder)
-        self.max_positions = int(config.get("text_config", {}).get("max_position_embeddings", 32768))
+        self.shape: AudioShape = known.shape(folder)
+        self.max_positions = int(known.text_config(config).get("max_position_embeddings", 32768))
         self.end = self.tokenizer.id(self.prompt.end)
         self.audio_id = self.tokenizer.id(self.prompt.audio_token)
-        # Stock Qwen2-Audio stops at either (its generation_config.json).
-        self.stops = {self.end} | {i for t, i in self.tokenizer.special.items() if t == "<|endoftext|>"}
+        self.stops = {self.end} | {i for t, i in self.tokenizer.special.items() if t in known.STOPS}
 
     def prompt_ids(
         self, instruction: str, content: str | int, order: str = "family", *, name: str = "?"
@@ -172,10 +108,8 @@ class Tokens:
         """Ids of the prompt. `content`: transcript, or number of audio tokens (placeholders). `name`:
         utterance id for messages."""
         for part in (instruction, content):
-            if isinstance(part, str) and "<|" in part:
-                found = next((s for s in self.tokenizer.special if s in part), None)
-                if found:
-                    raise DataError(f"utterance {name}: the text holds the control token {found!r}; remove it")
+            if isinstance(part, str) and (found := self.tokenizer.control.search(part)):
+                raise DataError(f"utterance {name}: the text holds the control token {found[0]!r}; remove it")
         if isinstance(content, str):
             return self.tokenizer.ids(render(instruction, content, order, prompt=self.prompt))
         # One placeholder is tokenised and then repeated: a special token splits the text either way, and the
@@ -250,19 +184,6 @@ def transcript(utterance) -> str:
 def family_of(folder: str | Path) -> str:
     """The family of a base folder: `model_type` of its config.json."""
     family = read_json(Path(folder) / "config.json").get("model_type")
-    if family not in PROMPTS:
-        raise BaseError(f"{folder}: model_type {family!r} is not supported; supported: {', '.join(PROMPTS)}")
+    if family not in FORMATS:
+        raise BaseError(f"{folder}: model_type {family!r} is not supported; supported: {', '.join(FORMATS)}")
     return family
-
-
-def _audio_shape(folder: Path) -> AudioShape:
-    """From processor_config.json (transformers 5) or preprocessor_config.json (hub folders of earlier
-    ones)."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).exists():
-            config = read_json(folder / name)
-            config = config.get("feature_extractor", config)
-            if "hop_length" in config:
-                rate = int(config.get("sampling_rate", 16000))
-                return AudioShape(rate, int(config["hop_length"]), int(config.get("chunk_length", 30)) * rate)
-    raise BaseError(f"{folder}: no processor_config.json or preprocessor_config.json with a feature extractor")

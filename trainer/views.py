@@ -27,6 +27,8 @@ class Example:
     """Ids that are supervised: the answer and its end."""
     wave: np.ndarray | None
     """Recording (samples,) float32 at the base's rate; None in the text view."""
+    asked: str = ""
+    """What examples have in common that may share a prefix: the instruction. Only a hint of where to look."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -91,7 +93,7 @@ def _example(utterance, view, task, tokens, recordings, supervised, content) -> 
     if supervised:
         answer = tokens.answer_ids(answers.render(reference(utterance, task), task))
     tokens.check_length(len(prompt), len(answer), name=utterance.id)
-    return Example(utterance.id, prompt, answer, wave)
+    return Example(utterance.id, prompt, answer, wave, instruction)
 
 
 def training_example(

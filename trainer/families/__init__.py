@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.families.family import Family
 from trainer.families.qwen2_audio import Qwen2Audio
 from trainer.features import FeatureCache
 from trainer.fields import problem
@@ -12,12 +13,12 @@ from trainer.resolve import Resolved
 from trainer.spec import JobSpec
 from trainer.tokens import family_of, locate_base
 
-FAMILIES = {"qwen2_audio": Qwen2Audio}
-"""Family classes by `model_type`; the same names as `trainer.tokens.PROMPTS`."""
+FAMILIES: dict[str, type[Family]] = {"qwen2_audio": Qwen2Audio}
+"""Family classes by `model_type`; the same names as `trainer.formats.FORMATS`."""
 
 
-def load(folder: str | Path, **options) -> Qwen2Audio:
-    """The base in `folder`, loaded by the class of its family (options as of `Qwen2Audio.load`)."""
+def load(folder: str | Path, **options) -> Family:
+    """The base in `folder`, loaded by the class of its family (options as of `Family.load`)."""
     return FAMILIES[family_of(folder)].load(folder, **options)
 
 
@@ -47,7 +48,7 @@ def check_family(spec: JobSpec, folder: str | Path) -> None:
         raise problem("family", f"the base {spec.base} is of the family {found}", spec.family)
 
 
-def check_loaded(model: Qwen2Audio, spec: JobSpec, revision: str | None, precision: str) -> None:
+def check_loaded(model: Family, spec: JobSpec, revision: str | None, precision: str) -> None:
     """SpecError where a loaded base is not what the job says, both named.
 
     revision: of the resolved job; a local base is compared by its files' hash, one of the hub by name and commit, one

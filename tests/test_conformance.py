@@ -1,0 +1,282 @@
+"""What every family must do alike: one suite over tiny random bases of the real classes."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import toy
+from tiny_families import TINY, processor_of
+
+from trainer import audio, decoding
+from trainer.families import FAMILIES, load
+from trainer.formats import FORMATS
+from trainer.objectives import cross_entropy
+from trainer.spec import Tuning
+from trainer.tokens import AUDIO, LengthError, render
+from trainer.views import Example
+
+ASK, OTHER = "Which tone do you hear in this recording?", "Say it again."
+SECONDS = (0.31, 1.0, 0.5, 2.26)
+WAVES = [toy.wave(300 + 50 * i, s, seed=i) for i, s in enumerate(SECONDS)]
+ORDERS = ["audio_first", "instruction_first"]
+LORA = Tuning(rank=4, alpha=8, encoder="frozen")
+
+
+@pytest.fixture(scope="module", params=sorted(TINY))
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    return TINY[family].build(tmp_path_factory.mktemp(family))
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return processor_of(folder)
+
+
+def heard(model, waves=WAVES, order="family", ask=ASK):
+    """Speech examples of one instruction, answers of different lengths."""
+    return [
+        Example(
+            f"{ask}{i}",
+            model.tokens.prompt_ids(ask, model.tokens.audio_tokens(len(w)), order),
+            model.tokens.answer_ids(["low", "middle", "high"][i % 3] * (1 + i % 2)),
+            w,
+            ask,
+        )
+        for i, w in enumerate(waves)
+    ]
+
+
+def read(model, order="family", ask=ASK):
+    """Text examples of one instruction."""
+    said = ["a low tone", "rather a high tone than a low one", "x"]
+    return [
+        Example(t, model.tokens.prompt_ids(ask, t, order), model.tokens.answer_ids("low"), None, ask) for t in said
+    ]
+
+
+def mixed(model, order="family"):
+    """Speech and text under two instructions, shuffled together."""
+    a, b = [*heard(model, order=order), *read(model, order)], heard(model, WAVES[:2], order, OTHER)
+    return [a[0], b[0], a[5], a[2], a[4], b[1], a[1], a[3], a[6]]
+
+
+def trained(folder, dtype=torch.float32, tuning=LORA):
+    """A base with an adapter that does something."""
+    model = load(folder, tuning=tuning, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.trained.values():
+            parameter.data = parameter.data.to(dtype)
+            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.05, generator=generator))
+    return model
+
+
+def losses(model, examples):
+    """Loss per supervised token by example, and the gradients of their sum."""
+    for parameter in model.trained.values():
+        parameter.grad = None
+    batch = model.collate(examples)
+    tokens = cross_entropy(model.forward(batch), batch.targets)
+    if model.trained:
+        tokens.sum().backward()
+    by_row = [tokens.detach()[batch.rows == r] for r in range(len(examples))]
+    return by_row, {k: p.grad for k, p in model.trained.items() if p.grad is not None}
+
+
+def close(a, b, tolerance):
+    return float((a - b).abs().max()) <= tolerance * max(1e-3, float(b.abs().max()))
+
+
+def test_all_supported_families_are_here():
+    assert set(TINY) == set(FAMILIES) == set(FORMATS)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_prompt_is_the_processors_chat_template(family, base, processor, order):
+    """Both orders of the user's content; the transcript in the place of the recording."""
+    piece, text = {"type": "audio", "audio": "x.wav"}, {"type": "text", "text": ASK}
+    content = [piece, text] if order == "audio_first" else [{"type": "text", "text": ASK + "\n"}, piece]
+    want = TINY[family].template(processor, [{"role": "user", "content": content}])
+    assert render(ASK, AUDIO, order, prompt=base.tokens.prompt) == want
+
+
+def test_audio_tokens_are_counted_as_the_processor_does(family, base, processor):
+    for seconds in (0.1, 0.3, 0.5, 0.985, 1.0, 2.01, 5.003, TINY[family].window_s):
+        wave = toy.wave(440, seconds)
+        inputs = TINY[family].ask(processor, render(ASK, AUDIO, prompt=base.tokens.prompt), wave)
+        ids = inputs["input_ids"][0]
+        assert int((ids == base.tokens.audio_id).sum()) == base.tokens.audio_tokens(len(wave)), seconds
+        assert tuple(ids.tolist()) == base.tokens.prompt_ids(ASK, base.tokens.audio_tokens(len(wave)))
+
+
+def test_what_the_loss_does_not_read_is_left_out_without_changing_it(family, folder, base, processor):
+    """Packs of trimmed recordings against the stock forward, alone and as its own processor pads it."""
+    examples = heard(base)
+    with torch.no_grad():
+        by_row, _ = losses(base, examples)
+        for e, got in zip(examples, by_row, strict=True):
+            answer = base.tokens.tokenizer.decode(e.answer[:-1]) + base.tokens.prompt.end
+            inputs = TINY[family].ask(processor, render(ASK, AUDIO, prompt=base.tokens.prompt) + answer, e.wave)
+            assert tuple(inputs["input_ids"][0].tolist()) == e.prompt + e.answer
+            logits = base.stock(**inputs).logits[0, -len(e.answer) - 1 : -1].float()
+            assert close(got, cross_entropy(logits, torch.tensor(e.answer)), 1e-4), e.name
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_packed_and_shared_equal_one_by_one(folder, order):
+    """Loss and every gradient, in fp64."""
+    model = trained(folder, torch.float64)
+    examples = mixed(model, order)
+    found = {}
+    for name, share, kind in (("shared", True, "segments"), ("whole", False, "segments"), ("dense", True, "dense")):
+        model.share_prefix, model.attention = share, kind
+        found[name] = losses(model, examples)
+    alone = [losses(model, [e]) for e in examples]
+    want = {k: sum(g[k] for _, g in alone if k in g) for k in found["shared"][1]}
+    for name, (by_row, gradients) in found.items():
+        for got, (one, _) in zip(by_row, alone, strict=True):
+            assert close(got, one[0], 1e-9), name
+        assert gradients.keys() == want.keys()
+        for key, gradient in gradients.items():
+            assert float((gradient - want[key]).norm()) <= 1e-7 * float(want[key].norm()) + 1e-12, (name, key)
+
+
+def test_sharing_leaves_tokens_out(base):
+    batch = base.collate(mixed(base, "instruction_first"))
+    assert batch.given / len(batch.ids) > 1.3
+
+
+def test_flex_agrees_with_segments(base):
+    """Forward only: the kernel has no backward on a CPU."""
+    base.attention = "segments"
+    try:
+        with torch.no_grad():
+            want, _ = losses(base, mixed(base))
+            base.attention = "flex"
+            got, _ = losses(base, mixed(base))
+    finally:
+        base.attention = "segments"
+    for a, b in zip(got, want, strict=True):
+        assert close(a, b, 1e-4)
+
+
+def test_text_alone_works(folder):
+    model = trained(folder)
+    by_row, gradients = losses(model, read(model))
+    assert all(torch.isfinite(row).all() for row in by_row)
+    assert gradients
+    assert not any(model.part_of(k) != "lm" and g.abs().sum() > 0 for k, g in gradients.items())
+
+
+def test_supervised_is_the_answer_alone(base):
+    examples = mixed(base)
+    batch = base.collate(examples)
+    for row, e in enumerate(examples):
+        mine = batch.rows == row
+        assert tuple(batch.targets[mine].tolist()) == e.answer
+        assert tuple(batch.ids[batch.at[mine][:-1] + 1].tolist()) == e.answer[:-1]
+    assert not (batch.targets == base.tokens.audio_id).any()
+
+
+def test_adapters_stay_off_the_encoder_unless_asked_for(folder):
+    model = load(folder, tuning=LORA)
+    assert {model.part_of(k) for k in model.trained} == {"lm", "projector"}
+    assert all("lora_" in k for k in model.trained if model.part_of(k) == "lm")
+    for how in ("lora", "full"):
+        asked = load(folder, tuning=LORA.model_copy(update={"encoder": how}))
+        tower = [k for k in asked.trained if asked.part_of(k) == "encoder"]
+        assert tower
+        assert all(("lora_" in k) == (how == "lora") for k in tower)
+
+
+@pytest.mark.parametrize("tuning", [
+    LORA, LORA.model_copy(update={"encoder": "full"}), LORA.model_copy(update={"encoder": "lora"}),
+    Tuning(method="full", encoder="full"), Tuning(method="projector", encoder="frozen"),
+], ids=["lora", "encoder full", "encoder lora", "full", "projector"])  # fmt: skip
+def test_saved_and_loaded_gives_the_same_logits(folder, tuning):
+    model = trained(folder, tuning=tuning)
+    model.train(False)
+    again = load(folder, tuning=tuning, seed=7)
+    again.load_files(model.files())
+    again.train(False)
+    assert again.files() == model.files()
+    with torch.no_grad():
+        batch = model.collate(mixed(model))
+        assert torch.equal(model.forward(batch), again.forward(batch))
+
+
+def test_detached_is_the_base_again(folder):
+    model = load(folder)
+    with torch.no_grad():
+        before = model.forward(model.collate(mixed(model)))
+        model.attach(LORA.model_copy(update={"encoder": "full"}), seed=3)
+        for parameter in model.trained.values():
+            parameter.add_(0.01)
+        model.detach()
+        assert torch.equal(model.forward(model.collate(mixed(model))), before)
+
+
+def test_what_a_recording_gives_does_not_depend_on_its_neighbours(base):
+    with torch.no_grad():
+        together = base.encode(WAVES)
+        for wave, states in zip(WAVES, together, strict=True):
+            (alone,) = base.encode([wave])
+            assert alone.shape == states.shape
+            assert close(states, alone, 1e-4)
+            assert len(base.project([alone])) == base.tokens.audio_tokens(len(wave))
+
+
+def test_generation_is_the_same_alone_and_in_a_batch(base):
+    asked = [Example(e.name, e.prompt, (), e.wave, e.asked) for e in mixed(base)]
+    together = decoding.generate(base, asked, max_new_tokens=6)
+    for e, got in zip(asked, together, strict=True):
+        assert decoding.generate(base, [e], max_new_tokens=6) == [got], e.name
+
+
+def test_generation_is_the_stock_one(family, base, processor):
+    wave = WAVES[3]
+    inputs = TINY[family].ask(processor, render(ASK, AUDIO, prompt=base.tokens.prompt), wave)
+    ids = inputs["input_ids"]
+    want = base.stock.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=1)[0, ids.shape[1] :].tolist()
+    (got,) = decoding.generate(base, [Example("", tuple(ids[0].tolist()), (), wave)], max_new_tokens=6)
+    stopped = [n for n, token in enumerate(want) if token in base.tokens.stops]
+    assert got == want[: stopped[0] if stopped else None]
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_any_rate_and_channels_are_heard(base, tmp_path, rate, channels):
+    clip = toy.wave(300, 0.5)[: rate // 2]
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, np.repeat(clip[:, None], channels, 1), rate)
+    wave = audio.read(path, rate=base.tokens.shape.sampling_rate)
+    with torch.no_grad():
+        (states,) = base.encode([wave])
+    assert torch.isfinite(states).all()
+
+
+def test_short_long_and_empty_recordings_behave_as_documented(family, base, tmp_path):
+    shape = base.tokens.shape
+    shortest = next(n for n in range(1, shape.sampling_rate) if shape.audio_tokens(n) >= 1)
+    for samples in {shortest, max(shortest, shape.sampling_rate // 20)}:
+        with torch.no_grad():
+            states = base.encode([toy.wave(300, samples / 16000)[:samples]])
+            assert torch.isfinite(base.project(states)).all()
+            assert len(base.project(states)) == shape.audio_tokens(samples)
+    with pytest.raises(LengthError, match="too few"):
+        base.tokens.audio_tokens(0)
+    with pytest.raises(LengthError, match="hears at most"):
+        base.tokens.audio_tokens(shape.window_samples + 1)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    with pytest.raises(ValueError, match="no samples"):
+        audio.read(tmp_path / "empty.wav")

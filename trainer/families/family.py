@@ -1,0 +1,294 @@
+"""What the loop and the evaluation ask of a loaded base, the same for all families.
+
+A family's file says where its parts are and how it hears: `read`, `parts`, `encode`, `project`. Everything else is
+here: trainable parts on and off, the pack through the decoder, logits where they are asked for, states of a frozen
+encoder from a cache. Each differs from the stock forward in what is computed, not in its value, and is tested so.
+"""
+
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import transformers
+from peft import PeftModel
+from torch import nn
+
+from trainer.adapter import Parts, adapter_files, attach, detach, load_adapter
+from trainer.batch import Batch, collate
+from trainer.families import attention, decoder
+from trainer.features import FeatureCache, wave_key
+from trainer.fields import problem
+from trainer.resolve import pin_base
+from trainer.tokens import Tokens
+from trainer.views import Example
+
+
+class Family(ABC):
+    """A loaded base, with or without a trained state on it.
+
+    Attributes: `tokens` (prompt, tokenizer, limits), `stock` (the transformers model), `module` (stock or its
+    PEFT wrapper), `trained` (parameters by name), `checksum` (of the base at load), `folder` and `pin` (where the
+    base lay, and `trainer.resolve.pin_base` of it), `cache` (encoder states).
+    """
+
+    parts: ClassVar[Parts]
+    """Which modules are encoder, projector and language model, and what gets adapters."""
+
+    def __init__(self, stock: Any, folder: str | Path, name: str, cache: FeatureCache | None = None):
+        # Any: torch types every attribute of a Module as `Tensor | Module`.
+        self.stock: Any = stock.eval().requires_grad_(False)
+        self.module: Any = self.stock
+        self.name, self.folder = name, Path(folder)
+        self.pin = str(pin_base(str(folder), None))
+        self.tokens = Tokens(folder)
+        self.cache = FeatureCache() if cache is None else cache
+        self.trained: dict[str, nn.Parameter] = {}
+        self.lr_scales = {"lm": 1.0, "projector": 1.0, "encoder": 1.0}
+        self.bf16 = self.lm_head.weight.dtype == torch.bfloat16
+        self.encoder_is_base = True
+        self.dropout = 0.0
+        self.reusable = True
+        self.attention = "flex" if self.device.type == "cuda" else "segments"
+        self.share_prefix = True
+        self.checksum = checksum(self.stock)
+        self.prepare()
+        self._encoder_key = self._key_of_encoder()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        tuning=None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        name: str | None = None,
+        cache: FeatureCache | None = None,
+    ) -> Self:
+        """The base in a local folder; with `tuning`, its trainable parts attached. `dtype`: of the frozen
+        weights (trained ones are fp32). `name`: how the user calls the base."""
+        transformers.utils.logging.disable_progress_bar()
+        stock = cls.read(Path(folder), dtype=dtype, attn_implementation=attention.NAME, local_files_only=True)
+        model = cls(stock.to(device), folder, name or Path(folder).name, cache)
+        if tuning is not None:
+            model.attach(tuning, seed=seed)
+        return model
+
+    # ---- what a family says
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, **options) -> Any:
+        """The stock model in a folder; `options` go to its `from_pretrained`."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Makes what `encode` needs besides the weights (a feature extractor); called once."""
+
+    @abstractmethod
+    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Encoder states of recordings (samples,) at the family's rate → (states, width) per recording. What a
+        recording gives does not depend on the others."""
+
+    @abstractmethod
+    def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Encoder states per recording → what the language model gets, all recordings end to end (vectors, width);
+        as many vectors per recording as `tokens.audio_tokens` says."""
+
+    def recipe(self) -> str:
+        """What encoder states depend on besides weights and wave: the feature extractor's settings."""
+        return ""
+
+    @property
+    def language_model(self) -> Any:
+        """The decoder without its head; takes `inputs_embeds`."""
+        return self.stock.model.language_model
+
+    @property
+    def lm_head(self) -> Any:
+        return self.stock.lm_head
+
+    @property
+    def audio_tower(self) -> Any:
+        return self.stock.model.audio_tower
+
+    @property
+    def projector(self) -> Any:
+        return self.stock.model.multi_modal_projector
+
+    # ---- trained state
+
+    def part_of(self, name: str) -> str:
+        """`encoder`, `projector` or `lm`, from a parameter's name."""
+        return self.parts.of(name)
+
+    def attach(self, tuning, *, seed: int) -> None:
+        """Makes the parts of `tuning` trainable, freshly initialised from `seed`."""
+        assert not self.trained, "a trained state is attached already; detach it first"
+        self.module, self.trained = attach(self.stock, tuning, self.parts, seed=seed, name=self.name)
+        self.encoder_is_base = not any(self.part_of(k) == "encoder" for k in self.trained)
+        self.lr_scales = {**self.lr_scales, "encoder": tuning.encoder_lr_scale}
+        self.dropout = tuning.dropout if tuning.method == "lora" else 0.0
+        self.reusable = tuning.method == "lora"
+
+    def detach(self) -> None:
+        """Back to the bare base; raises where its weights are not those that were loaded (the process must
+        then end: everything it would train from here is suspect)."""
+        self.stock = self.module = detach(self.module).eval().requires_grad_(False)
+        self.trained, self.encoder_is_base = {}, True
+        if checksum(self.stock) != self.checksum:
+            raise RuntimeError("the base model's weights changed while an adapter was trained; start a new process")
+
+    def files(self) -> dict[str, bytes]:
+        """The trained state as {file name: bytes}, in stock PEFT layout for LoRA."""
+        return adapter_files(self.module, self.trained)
+
+    def load_files(self, files: dict[str, bytes]) -> None:
+        """Puts a state written by `files` back, bit for bit."""
+        load_adapter(self.module, self.trained, files)
+
+    def set_trainable(self, trainable) -> dict[str, list[str]]:
+        """Opens the parts that a stage trains (`Stage.trainable`) and closes the others.
+        Returns the names of the open parameters by part."""
+        groups: dict[str, list[str]] = {"lm": [], "projector": [], "encoder": []}
+        for key, parameter in self.trained.items():
+            part = self.part_of(key)
+            parameter.requires_grad_(getattr(trainable, part))
+            if parameter.requires_grad:
+                groups[part].append(key)
+        return groups
+
+    def train(self, mode: bool = True) -> None:
+        """Dropout on or off; a frozen encoder always runs as in inference."""
+        self.module.train(mode)
+        if self.encoder_is_base:
+            self.audio_tower.eval()
+
+    @contextlib.contextmanager
+    def base_only(self) -> Iterator[None]:
+        """The base as loaded, adapters off (cascade: the base transcribes)."""
+        if not isinstance(self.module, PeftModel):
+            if self.trained:
+                raise problem("evaluate.cascade", "the base itself must be left to transcribe: use method: lora")
+            yield
+            return
+        was, self.encoder_is_base = self.encoder_is_base, True
+        try:
+            with self.module.disable_adapter():
+                yield
+        finally:
+            self.encoder_is_base = was
+
+    # ---- forward
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def autocast(self):
+        """bf16 arithmetic on a GPU whose base is bf16; nothing on a CPU."""
+        if self.bf16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def audio_states(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Encoder states per recording: cached where the encoder is the base's own, else computed
+        together."""
+        if not self.encoder_is_base:
+            return self.encode(waves)
+        out = []
+        for wave in waves:
+            key = wave_key(wave)
+            value = self.cache.get(self._encoder_key, key)
+            if value is None:
+                with torch.no_grad():
+                    states = self.encode([wave])[0]
+                value = self.cache.put(self._encoder_key, key, states.float().cpu().numpy())
+            out.append(torch.from_numpy(value).to(self.device))
+        return out
+
+    def embed(self, ids: torch.Tensor, waves: Sequence[np.ndarray]) -> torch.Tensor:
+        """Inputs of the language model: ids (batch, time) with the audio vectors of `waves` (row by row, in
+        order) in the place of the placeholders → (batch, time, width)."""
+        inputs = self.stock.get_input_embeddings()(ids)
+        if not waves:
+            return inputs
+        with self.autocast():
+            vectors = self.project(self.audio_states(waves))
+        places = ids == self.tokens.audio_id
+        assert int(places.sum()) == len(vectors), "placeholders and audio vectors differ in number"
+        return inputs.masked_scatter(places[..., None], vectors.to(inputs.dtype))
+
+    def states(self, inputs: torch.Tensor, **options):
+        """The language model's output over embedded inputs; options as of the stock class (attention_mask,
+        position_ids, past_key_values, use_cache)."""
+        with self.autocast():
+            return self.language_model(inputs_embeds=inputs, **options)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """(…, width) → (…, vocabulary) in fp32."""
+        with self.autocast():
+            return self.lm_head(states).float()
+
+    def positions(self, mask: torch.Tensor) -> torch.Tensor:
+        """Positions of a left-padded batch for `states`, from its mask (batch, time) of 1 and 0: real tokens count."""
+        return (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """The pack of a micro-batch on the model's device. With dropout the examples of a shared prefix would share
+        its mask: not the same training, so nothing is shared."""
+        return collate(
+            examples, pad=self.tokens.end, audio_id=self.tokens.audio_id, device=self.device,
+            share=self.shares, multiple=512 if self.attention == "flex" else 1,
+        )  # fmt: skip
+
+    @property
+    def shares(self) -> bool:
+        """Whether packs share prefixes."""
+        return self.share_prefix and not self.dropout
+
+    def supervised_states(self, batch: Batch) -> torch.Tensor:
+        """Final states at the places that predict a supervised token: (supervised, width)."""
+        inputs = self.embed(batch.ids[None], batch.waves)
+        with self.autocast():
+            return decoder.supervised_states(self.language_model, inputs, batch, self.attention)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits at the places that predict a supervised token: (supervised tokens, vocabulary) fp32."""
+        return self.logits(self.supervised_states(batch))
+
+    def _key_of_encoder(self) -> str:
+        """What cached encoder states depend on: weights, features, arithmetic, kind of device, kernel."""
+        weight = self.lm_head.weight
+        parts = (
+            checksum(self.audio_tower),
+            self.recipe(),
+            str(weight.dtype),
+            weight.device.type,
+            "sdpa",
+            torch.__version__,
+            transformers.__version__,
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def checksum(module: nn.Module) -> str:
+    """A digest over all parameters by name, cheap enough for 8 B on a GPU: position-weighted sums of the
+    bits."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters(), key=lambda item: item[0]):
+        bits = parameter.detach().reshape(-1)
+        bits = bits.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()])
+        total = 0
+        for start in range(0, bits.numel(), 1 << 24):
+            part = bits[start : start + (1 << 24)].long()
+            weights = torch.arange(start, start + len(part), device=part.device) % 65521 + 1
+            total = (total + int((part * weights).sum())) & (2**64 - 1)
+        digest.update(f"{name} {tuple(parameter.shape)} {total}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,11 @@
+"""What a family fixes before any weights are loaded, one light file per family: prompt pieces, targets, audio shape.
+
+A family's module has `prompt(folder)`, `shape(folder)`, `text_config(config)`, `TARGETS` (linear layers of a block of
+its language model: what may get adapters) and `STOPS` (tokens that end generation besides the prompt's own end). The
+class that loads and runs it stands in `trainer/families/` under the same name.
+"""
+
+from trainer.formats import qwen2_audio
+
+FORMATS = {"qwen2_audio": qwen2_audio}
+"""Light modules by `model_type` of the base's config.json: the list of supported families."""
