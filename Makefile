@@ -38,12 +38,12 @@ test-integration: install
 	@sh tests/install_servers.sh
 	@$(MAKE) --no-print-directory --jobs 2 test-faults test-servers
 
-# Its two halves, which wait more than they compute: what dies in the middle of a job, and everything else.
+# Its two halves, which wait more than they compute: what dies or goes away in the middle of a job, and everything else.
 test-faults: install
-	$(BIN)/python -m pytest -v -m "ray or browser or process" $(wildcard tests/test_faults*.py)
+	$(BIN)/python -m pytest -v -m "ray or browser or process" $(wildcard tests/test_faults*.py tests/test_local*.py)
 
 test-servers: install
-	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py"
+	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py" --ignore-glob="tests/test_local*.py"
 
 check: install
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,10 @@ def test_watching_tells_how_it_ends(spec, ran, service):
 def test_ctrl_c_leaves_the_job_running(spec, ran, service):
     job = json.loads(ran("submit", spec, "--json")[1])["job"]["id"]
     command = [sys.executable, "-m", "attune.cli", "watch", job, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+    # Whoever started the tests in the background may have told all below to ignore Ctrl-C.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=heed) as watching:
         assert watching.stdout is not None
         assert json.loads(watching.stdout.readline())["id"] == job  # it looks
         watching.send_signal(signal.SIGINT)
