@@ -10,8 +10,11 @@ from tiny_families import TINY, processor_of
 from trainer import audio, decoding
 from trainer.families import FAMILIES, load
 from trainer.formats import FORMATS
-from trainer.objectives import cross_entropy
-from trainer.spec import Tuning
+from trainer.objectives import cross_entropy as pieces
+from trainer.objectives import objective_loss
+from trainer.objectives.cross_entropy import cross_entropy
+from trainer.spec import Execution, Tuning
+from trainer.stage import CrossEntropy
 from trainer.tokens import AUDIO, LengthError, render
 from trainer.views import Example
 
@@ -139,7 +142,7 @@ def test_packed_and_shared_equal_one_by_one(folder, order):
     examples = mixed(model, order)
     found = {}
     for name, share, kind in (("shared", True, "segments"), ("whole", False, "segments"), ("dense", True, "dense")):
-        model.share_prefix, model.attention = share, kind
+        model.execution = Execution(share_prefix=share, attention=kind)
         found[name] = losses(model, examples)
     alone = [losses(model, [e]) for e in examples]
     want = {k: sum(g[k] for _, g in alone if k in g) for k in found["shared"][1]}
@@ -151,6 +154,25 @@ def test_packed_and_shared_equal_one_by_one(folder, order):
             assert float((gradient - want[key]).norm()) <= 1e-7 * float(want[key].norm()) + 1e-12, (name, key)
 
 
+@pytest.mark.parametrize("tuning", [LORA, LORA.model_copy(update={"dora": True})], ids=["lora", "dora"])
+def test_computing_activations_again_changes_nothing(folder, tuning, monkeypatch):
+    """Nor does cutting the logits into pieces."""
+    model = trained(folder, torch.float64, tuning)
+    model.train()
+    batch, found = model.collate(mixed(model)), []
+    for _ in range(2):
+        for parameter in model.trained.values():
+            parameter.grad = None
+        total = objective_loss(CrossEntropy(), model, batch).total
+        total.backward()
+        found.append({"loss": total.detach(), **{k: p.grad for k, p in model.trained.items() if p.grad is not None}})
+        monkeypatch.setattr(pieces, "CHUNK", 3)
+        assert model.save_memory() == (len(found) == 1)  # on, and then it is on
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        assert float((value - found[1][key]).norm()) <= 1e-9 * float(value.norm()) + 1e-15, key
+
+
 def test_sharing_leaves_tokens_out(base):
     batch = base.collate(mixed(base, "instruction_first"))
     assert batch.given / len(batch.ids) > 1.3
@@ -158,14 +180,11 @@ def test_sharing_leaves_tokens_out(base):
 
 def test_flex_agrees_with_segments(base):
     """Forward only: the kernel has no backward on a CPU."""
-    base.attention = "segments"
-    try:
-        with torch.no_grad():
-            want, _ = losses(base, mixed(base))
-            base.attention = "flex"
-            got, _ = losses(base, mixed(base))
-    finally:
-        base.attention = "segments"
+    with torch.no_grad():
+        want, _ = losses(base, mixed(base))
+        base.execution = Execution(attention="flex")
+        got, _ = losses(base, mixed(base))
+    base.execution = Execution()
     for a, b in zip(got, want, strict=True):
         assert close(a, b, 1e-4)
 

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.process, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def resumed(job: Running) -> None:
-    """Its last attempt went on from a checkpoint of an earlier one; one that was lost before it trained has no start."""
+    """Its last attempt went on from a checkpoint of an earlier one; one that was lost before training has no start."""
     with job.stand.database.read() as session:
         first, *_, last = (a.start_step for a in jobs.attempts(session, job.id) if a.start_step is not None)
     assert first == 0

@@ -49,7 +49,7 @@ PLACES = {
     "base": (1, running, "load_base", problem("base", "not on this machine", "b"), 0, 0),
     "first step": (1, running, "training_example", WRONG, 0, 0),
     "later step": (1, running, "training_example", WRONG, 8 * 3, 3),
-    "bug in a step": (1, loop, "collate", ZeroDivisionError("in a step"), 2, 2),
+    "bug in a step": (1, loop, "objective_loss", ZeroDivisionError("in a step"), 2, 2),
     "checkpoint": (0, loop.checkpoints, "write", OSError("disk full"), 1, 4),
     "evaluation": (1, evaluate, "generate", WRONG, 1, 9),
     "bug in evaluation": (0, evaluate, "generate", ZeroDivisionError("in a batch"), 0, 9),
@@ -62,7 +62,7 @@ def one_of_two(ranks, place, world, out):
     evaluate.BATCH_TOKENS = 1  # a batch per utterance
     if ranks.rank == victim:
         failing(error, after)(module, name)
-    resolved, _ = toy.resolved(*world)
+    resolved, _ = toy.resolved(*world, execution={"prefetch": 0})  # in order, so that calls can be counted
     try:
         made = run(resolved, FolderStore(out / "store"), roots=[world[1]], ranks=ranks, threads=1)
         end = [made.outcome, made.reason, made.message]

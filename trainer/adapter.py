@@ -101,6 +101,7 @@ def _config(model: nn.Module, tuning, parts: Parts) -> LoraConfig:
         lora_alpha=tuning.alpha,  # type: ignore[arg-type]
         lora_dropout=tuning.dropout,
         use_rslora=tuning.rslora,
+        use_dora=tuning.dora,
         target_modules=pattern,
         modules_to_save=saved or None,
         task_type="CAUSAL_LM",

@@ -172,5 +172,6 @@ def collate(
     tokens = torch.tensor([ids, positions, segments, sees], device=device)
     supervised = torch.tensor([rows, at, targets], dtype=torch.long, device=device)
     return Batch(
-        *tokens, tuple(laid), waves, *supervised, size=len(examples), given=sum(map(len, examples))
+        ids=tokens[0], positions=tokens[1], segments=tokens[2], sees=tokens[3], groups=tuple(laid), waves=waves,
+        rows=supervised[0], at=supervised[1], targets=supervised[2], size=len(examples), given=sum(map(len, examples)),
     )  # fmt: skip

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer.batch import assign, groups
+from trainer.ahead import Ahead
+from trainer.batch import Batch, assign, groups
 from trainer.checkpoint import Checkpoint
 from trainer.fields import problem
 from trainer.memory import out_of_memory
-from trainer.objectives import objective_loss
+from trainer.objectives import Loss, objective_loss
 from trainer.plan import StagePlan
 from trainer.ranks import ACTIONS, Ranks, checked
 from trainer.rng import seed_of
@@ -52,6 +53,11 @@ class Trial:
     loss: float = 0.0
     out_of_memory: bool = False
     data_seconds: float = 0.0
+    """Seconds that the step waited for its examples."""
+    given: int = 0
+    """Tokens of the rank's examples, each counted whole."""
+    computed: int = 0
+    """Tokens that the language model computed for them."""
 
 
 class Loop:
@@ -123,12 +129,21 @@ class Loop:
             group.update(betas=(o.beta1, o.beta2), eps=o.epsilon, weight_decay=o.weight_decay)
         requested = {s: shares(curve, stage.steps) for s, curve in stage.mix.items()}
         self.model.train()
+
+        def make(i: int) -> Example:
+            return self.examples(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]))
+
+        depth = self.model.execution.prefetch
+        with Ahead(make, steps=stage.steps, size=self.global_batch, depth=depth) as ahead:
+            return self._steps(stage, plan, first, requested, ahead)
+
+    def _steps(self, stage: Stage, plan: StagePlan, first: int, requested, ahead: Ahead) -> Outcome | None:
         while self.step < first + stage.steps:
             t = self.step - first
             began = time.perf_counter()
             presented = plan.step(t, self.global_batch)
             self.action = "continue"
-            trial, reduced, action = self._gradients(stage, plan, presented)
+            trial, reduced, action = self._gradients(stage, ahead, t)
             if reduced is None:
                 return self._stop("out_of_memory", "one example alone does not fit into the memory; use a smaller "
                                   "base, shorter recordings, or a device with more memory")  # fmt: skip
@@ -147,6 +162,7 @@ class Loop:
                 "requested_mix": {s: float(requested[s][t]) for s in stage.sources},
                 "realised_mix": {s: shown[n] / self.global_batch for n, s in enumerate(stage.sources)},
                 "seconds": time.perf_counter() - began, "data_wait": trial.data_seconds,
+                "sharing": trial.given / max(1, trial.computed),
             }, reduced[-self.global_batch :].tolist())  # fmt: skip
             if action == "abort":
                 return self._stop("user", "aborted on request")
@@ -156,7 +172,7 @@ class Loop:
                 self._save()
         return None
 
-    def _gradients(self, stage: Stage, plan: StagePlan, presented: slice):
+    def _gradients(self, stage: Stage, ahead: Ahead, t: int):
         """Summed gradients of the step on every rank, repeated with smaller micro-batches while memory is
         short. What failed on one rank is raised on all.
 
@@ -167,7 +183,7 @@ class Loop:
         while True:
             rows, failure = torch.zeros(self.global_batch), None
             try:
-                trial, smallest = self._try(stage, plan, presented, rows)
+                trial, smallest = self._try(stage, ahead, t, rows)
             except Exception as error:
                 trial, smallest, failure = Trial(), False, error
             for parameter in self.open:
@@ -186,6 +202,11 @@ class Loop:
             told = [a for a, n in zip(ACTIONS, figures[2:5].tolist(), strict=True) if n]
             if not figures[0]:
                 return trial, torch.cat([figures[6:].double(), rows.double()]), told[-1]
+            if figures[1] and self.model.save_memory():
+                self.budget = before
+                self.sink({"kind": "note", "level": "warning", "step": self.step, "message": "out of memory: from step "
+                           f"{self.step + 1} on activations are computed again in the backward pass"})  # fmt: skip
+                continue
             if figures[1]:
                 self.budget = before  # smaller ones did not help, so a later attempt need not begin with them
                 return trial, None, told[-1]
@@ -195,7 +216,7 @@ class Loop:
             self.sink({"kind": "note", "level": "warning", "step": self.step, "message": "out of memory: step "
                        f"{self.step + 1} is repeated with micro-batches of {self.budget} tokens"})  # fmt: skip
 
-    def _try(self, stage: Stage, plan: StagePlan, presented: slice, rows: torch.Tensor) -> tuple[Trial, bool]:
+    def _try(self, stage: Stage, ahead: Ahead, t: int, rows: torch.Tensor) -> tuple[Trial, bool]:
         """This rank's gradients into `.grad` (zeros where none). The flag: memory ran out on a single
         example."""
         # a repeated step forgets no order
@@ -204,34 +225,33 @@ class Loop:
             parameter.grad = None
         trial, single = Trial(), False
         began = time.perf_counter()
-        chosen = [
-            self.examples(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]))
-            for i in range(presented.start, presented.stop)
-        ]
+        chosen = ahead.step(t)
         trial.data_seconds = time.perf_counter() - began
         shared = groups(chosen, audio_id=self.model.tokens.audio_id, share=self.model.shares)
         mine = assign([len(e) for e in chosen], shared, self.budget, self.ranks.world_size)[self.ranks.rank]
         for indices in mine:
             single = len(indices) == 1
             try:
-                tokens, loss, row_losses = self._backward(stage, [chosen[i] for i in indices], indices[0])
+                batch, loss = self._backward(stage, [chosen[i] for i in indices], indices[0])
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
                 trial.out_of_memory = True
                 break
-            trial.tokens += tokens
-            trial.loss += loss
-            rows[indices] = row_losses
+            trial.tokens += len(batch.targets)
+            trial.loss += float(loss.total.detach())
+            trial.given += batch.given
+            trial.computed += len(batch.ids)
+            rows[indices] = loss.rows.cpu()
         return trial, trial.out_of_memory and single
 
-    def _backward(self, stage: Stage, examples: list[Example], first: int) -> tuple[int, float, torch.Tensor]:
+    def _backward(self, stage: Stage, examples: list[Example], first: int) -> tuple[Batch, Loss]:
         batch = self.model.collate(examples)
         torch.manual_seed(seed_of(self.seed, "dropout", self.step, first))
         loss = objective_loss(stage.objective, self.model, batch)
         if loss.total.requires_grad:  # text alone never reaches a projector or an encoder that learns alone
             loss.total.backward()
-        return len(batch.targets), float(loss.total.detach()), loss.rows.cpu()
+        return batch, loss
 
     def _put_gradients(self, flat: torch.Tensor) -> None:
         at = 0

@@ -22,6 +22,11 @@ WHOLE_BYTES = 64 << 20
 """Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
 SAMPLES, BLOCK = 256, 1 << 16
 
+ADDED: dict[str, Any] = {
+    "spec.tuning.dora": False,
+}
+"""Fields that came after the first hashes were stored, each with the value that does what was done before it: left
+out of the hash at that value, so that a stored job hashes alike under every version. `*` is every item of a list."""
 
 HEARD = ("speech", "synthetic")
 """Sources that the hearing check may listen to, the first there is."""
@@ -63,12 +68,14 @@ class Resolved(Spec):
     def hash(self) -> str:
         """sha256 of the canonical JSON (RFC 8785) of all that decides the result.
 
-        Left out: name, tags and resources (no effect on the result), and the references to data and to a local
-        base, for the pins say what they hold.
+        Left out: name, tags, resources and execution (no effect on the result beyond rounding), and the references to
+        data and to a local base, for the pins say what they hold.
         """
         doc: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
-        for key in ("name", "tags", "resources"):
+        for key in ("name", "tags", "resources", "execution"):
             del doc["spec"][key]
+        for path, default in ADDED.items():
+            _leave_out(doc, path.split("."), default)
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
         doc["spec"]["evaluate"]["on"] = None
         said = ("recipe", "steps", "epochs", "optimizer") if self.stages else ("steps", "epochs", "optimizer")
@@ -84,6 +91,18 @@ class Resolved(Spec):
     def steps(self) -> int:
         """Optimiser steps of all stages."""
         return sum(s.steps for s in self.stages)
+
+
+def _leave_out(doc: Any, path: list[str], default: Any) -> None:
+    head, *rest = path
+    if isinstance(doc, list):
+        for item in doc:
+            _leave_out(item, rest if head == "*" else path, default)
+    elif isinstance(doc, dict) and head in doc:
+        if rest:
+            _leave_out(doc[head], rest, default)
+        elif doc[head] == default:
+            del doc[head]
 
 
 def refuse_unbuilt(spec: JobSpec) -> None:

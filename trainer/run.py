@@ -212,7 +212,7 @@ class _Job:
         if tuning.encoder == "auto":
             tuning = tuning.model_copy(update={"encoder": self._encoder(lent, control)})
         with self.ranks.together():
-            lent.attach(tuning, seed=spec.seed)
+            lent.attach(tuning, seed=spec.seed, execution=spec.execution)
         return lent
 
     def _encoder(self, model, control: Callable[[], str]) -> str:

@@ -110,6 +110,9 @@ class Tuning(Spec):
     audio tower is never hit by these names."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn magnitude and direction of each weight apart (arXiv 2402.09353). Slower: packs share all the same, but
+    every layer's norm is computed in every pass."""
     encoder: Literal["frozen", "lora", "full", "auto"] = "auto"
     """Audio encoder. `auto` follows the hearing check: frozen where the base hears (WER at most 25 %), else
     LoRA in the encoder; the value and its reason are printed before training and stored."""
@@ -158,6 +161,22 @@ class Resources(Spec):
     """Higher runs earlier."""
     retries: int = Field(default=2, ge=0)
     """Attempts after infrastructure faults."""
+
+
+class Execution(Spec):
+    """How the same result is computed faster. Every field changes it by rounding only; not part of the hash."""
+
+    share_prefix: bool = True
+    """Compute what the prompts of one task have in common once per micro-batch. Off by itself under dropout."""
+    attention: Literal["auto", "segments", "flex", "dense"] = "auto"
+    """Attention over a pack; `auto`: `flex` on a GPU, `segments` on a CPU. `dense` writes the whole mask out."""
+    feature_cache: bool = True
+    """Keep the states of a frozen encoder for all epochs, seeds and jobs."""
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute the language model's activations again in the backward pass; `auto`: only from the step on in which a
+    single example does not fit into the memory otherwise."""
+    prefetch: int = Field(default=2, ge=0, le=64)
+    """Steps whose recordings are read and decoded ahead, in threads; 0: when they are needed."""
 
 
 class SourceLanguage(Spec):
@@ -219,6 +238,8 @@ class JobSpec(Spec):
     """On what and how it is scored."""
     resources: Resources = Resources()
     """Limits; not part of the hash."""
+    execution: Execution = Execution()
+    """Exact optimisations and their switches; not part of the hash."""
     tags: dict[str, str] = {}
     """Free labels; not part of the hash."""
 

@@ -1,5 +1,6 @@
 """Seen how: from an utterance and a view to prompt ids, recording and answer ids."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,22 +42,27 @@ class Recordings:
         self.rate, self.trim_silence, self.limit_bytes = rate, trim_silence, limit_bytes
         self._held: OrderedDict[tuple, np.ndarray] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def wave(self, utterance) -> np.ndarray:
         """(samples,) float32 mono at `rate`; errors of `trainer.audio.read`."""
         if utterance.audio is None:
             raise DataError(f"utterance {utterance.id}: no recording, so it has no speech view")
         key = (utterance.audio, utterance.offset_s, utterance.duration_s)
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key]
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
         wave = audio.read(utterance.audio, utterance.offset_s, utterance.duration_s, self.rate)
         if self.trim_silence:
             wave = audio.trim_silence(wave, self.rate)
-        self._held[key] = wave
-        self._bytes += wave.nbytes
-        while self._bytes > self.limit_bytes and len(self._held) > 1:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        with self._lock:
+            if key in self._held:  # another thread was first
+                return self._held[key]
+            self._held[key] = wave
+            self._bytes += wave.nbytes
+            while self._bytes > self.limit_bytes and len(self._held) > 1:
+                self._bytes -= self._held.popitem(last=False)[1].nbytes
         return wave
 
 

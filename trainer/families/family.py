@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +18,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.adapter import Parts, adapter_files, attach, detach, load_adapter
 from trainer.batch import Batch, collate
@@ -24,6 +26,7 @@ from trainer.families import attention, decoder
 from trainer.features import FeatureCache, wave_key
 from trainer.fields import problem
 from trainer.resolve import pin_base
+from trainer.spec import Execution
 from trainer.tokens import Tokens
 from trainer.views import Example
 
@@ -53,8 +56,7 @@ class Family(ABC):
         self.encoder_is_base = True
         self.dropout = 0.0
         self.reusable = True
-        self.attention = "flex" if self.device.type == "cuda" else "segments"
-        self.share_prefix = True
+        self.execution = Execution()
         self.checksum = checksum(self.stock)
         self.prepare()
         self._encoder_key = self._key_of_encoder()
@@ -128,20 +130,26 @@ class Family(ABC):
         """`encoder`, `projector` or `lm`, from a parameter's name."""
         return self.parts.of(name)
 
-    def attach(self, tuning, *, seed: int) -> None:
-        """Makes the parts of `tuning` trainable, freshly initialised from `seed`."""
+    def attach(self, tuning, *, seed: int, execution: Execution | None = None) -> None:
+        """Makes the parts of `tuning` trainable, freshly initialised from `seed`; `execution` says how they are
+        computed from here on."""
         assert not self.trained, "a trained state is attached already; detach it first"
+        self.execution = execution or Execution()
         self.module, self.trained = attach(self.stock, tuning, self.parts, seed=seed, name=self.name)
         self.encoder_is_base = not any(self.part_of(k) == "encoder" for k in self.trained)
         self.lr_scales = {**self.lr_scales, "encoder": tuning.encoder_lr_scale}
         self.dropout = tuning.dropout if tuning.method == "lora" else 0.0
         self.reusable = tuning.method == "lora"
+        if self.execution.checkpointing == "on":
+            self.save_memory()
 
     def detach(self) -> None:
         """Back to the bare base; raises where its weights are not those that were loaded (the process must
         then end: everything it would train from here is suspect)."""
         self.stock = self.module = detach(self.module).eval().requires_grad_(False)
-        self.trained, self.encoder_is_base = {}, True
+        self.trained, self.encoder_is_base, self.execution = {}, True, Execution()
+        for layer in self.language_model.layers:
+            layer.gradient_checkpointing = False
         if checksum(self.stock) != self.checksum:
             raise RuntimeError("the base model's weights changed while an adapter was trained; start a new process")
 
@@ -200,7 +208,7 @@ class Family(ABC):
     def audio_states(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Encoder states per recording: cached where the encoder is the base's own, else computed
         together."""
-        if not self.encoder_is_base:
+        if not (self.encoder_is_base and self.execution.feature_cache):
             return self.encode(waves)
         out = []
         for wave in waves:
@@ -232,9 +240,10 @@ class Family(ABC):
             return self.language_model(inputs_embeds=inputs, **options)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """(…, width) → (…, vocabulary) in fp32."""
+        """(…, width) → (…, vocabulary) in fp32, or fp64 from fp64."""
         with self.autocast():
-            return self.lm_head(states).float()
+            made = self.lm_head(states)
+        return made if made.dtype == torch.float64 else made.float()
 
     def positions(self, mask: torch.Tensor) -> torch.Tensor:
         """Positions of a left-padded batch for `states`, from its mask (batch, time) of 1 and 0: real tokens count."""
@@ -251,7 +260,24 @@ class Family(ABC):
     @property
     def shares(self) -> bool:
         """Whether packs share prefixes."""
-        return self.share_prefix and not self.dropout
+        return self.execution.share_prefix and not self.dropout
+
+    @property
+    def attention(self) -> str:
+        """Attention over packs, of `trainer.families.attention`."""
+        said = self.execution.attention
+        return said if said != "auto" else "flex" if self.device.type == "cuda" else "segments"
+
+    def save_memory(self) -> bool:
+        """Has the language model compute its activations again in the backward pass, to the same values; False where
+        it does so already, or may not."""
+        layers = self.language_model.layers
+        if self.execution.checkpointing == "off" or any(layer.gradient_checkpointing for layer in layers):
+            return False
+        for layer in layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        return True
 
     def supervised_states(self, batch: Batch) -> torch.Tensor:
         """Final states at the places that predict a supervised token: (supervised, width)."""

@@ -16,6 +16,7 @@ from trainer.adapter import Parts
 from trainer.families.family import Family
 from trainer.features import Mel
 from trainer.formats import qwen2_audio
+from trainer.formats.prompt import WhisperShape
 
 
 class Qwen2Audio(Family):
@@ -34,7 +35,9 @@ class Qwen2Audio(Family):
         return Qwen2AudioForConditionalGeneration.from_pretrained(folder, **options)
 
     def prepare(self) -> None:
-        self.mel = Mel(self.folder, self.tokens.shape)
+        assert isinstance(self.tokens.shape, WhisperShape)
+        self.shape = self.tokens.shape
+        self.mel = Mel(self.folder, self.shape)
 
     def recipe(self) -> str:
         return self.mel.recipe()
@@ -50,7 +53,7 @@ class Qwen2Audio(Family):
         for row, frames in zip(padded, mels, strict=True):
             row[:, : frames.shape[1]] = frames
         x = torch.from_numpy(padded).to(self.device, tower.conv1.weight.dtype)
-        signal = [self.tokens.shape.mel_frames(len(w)) for w in waves]
+        signal = [self.shape.mel_frames(len(w)) for w in waves]
         steps = torch.tensor([(n - 1) // 2 + 1 for n in signal], device=self.device)
         with self.autocast():
             h = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).permute(0, 2, 1)[:, : int(steps.max())]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from trainer.batch import Batch
-from trainer.objectives.cross_entropy import cross_entropy
+from trainer.objectives.cross_entropy import token_losses
 from trainer.stage import CrossEntropy
 
 
@@ -23,6 +23,6 @@ def objective_loss(kind: CrossEntropy, model, batch: Batch) -> Loss:
     """The loss of a micro-batch under a stage's objective."""
     match kind:
         case CrossEntropy():
-            tokens = cross_entropy(model.forward(batch), batch.targets)
-    sums = torch.zeros(len(batch), device=tokens.device).index_add_(0, batch.rows, tokens.detach())
+            tokens = token_losses(model, batch)
+    sums = tokens.new_zeros(len(batch)).index_add_(0, batch.rows, tokens.detach())
     return Loss(tokens.sum(), sums / torch.bincount(batch.rows, minlength=len(batch)))
