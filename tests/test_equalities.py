@@ -11,6 +11,7 @@ from trainer.checkpoint import newest
 from trainer.families import load
 from trainer.plan import plan_stage
 from trainer.ranks import spawn
+from trainer.spec import Execution
 from trainer.store import FolderStore
 
 ENCODERS = ["frozen", "lora"]
@@ -62,7 +63,8 @@ def test_gradient_of_a_step_is_equal_however_it_is_cut(world):
         loop = toy.loop(resolved, corpus, model, budget=budget)
         groups = model.set_trainable(resolved.stages[1].trainable)
         loop.open = [model.trained[k] for names in groups.values() for k in names]
-        loop._gradients(resolved.stages[1], loop.plans[1], slice(0, 8))
+        with loop.ahead(resolved.stages[1], loop.plans[1]) as ahead:
+            loop._gradients(resolved.stages[1], ahead, 0)
         gradients.append(torch.cat([p.grad.flatten() for p in loop.open]))
     for other in gradients[1:]:
         assert float((gradients[0] - other).norm() / gradients[0].norm()) < 1e-5
@@ -115,6 +117,7 @@ def test_order_is_the_same_whatever_the_execution(world):
     orders = []
     for budget, every in ((10**6, 2), (1, 99)):
         model = load(world[0], tuning=resolved.spec.tuning, seed=0)
+        model.execution = Execution(prefetch=0)  # one after the other, so that they can be listed here
         loop = toy.loop(resolved, corpus, model, budget=budget, checkpoint_every=every)
         seen, whole = [], loop.examples
         loop.examples = lambda *a, w=whole, s=seen: s.append(a[1:]) or w(*a)

@@ -129,13 +129,16 @@ class Loop:
             group.update(betas=(o.beta1, o.beta2), eps=o.epsilon, weight_decay=o.weight_decay)
         requested = {s: shares(curve, stage.steps) for s, curve in stage.mix.items()}
         self.model.train()
+        with self.ahead(stage, plan) as ahead:
+            return self._steps(stage, plan, first, requested, ahead)
+
+    def ahead(self, stage: Stage, plan: StagePlan) -> Ahead:
+        """The examples of the stage's steps."""
 
         def make(i: int) -> Example:
             return self.examples(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]))
 
-        depth = self.model.execution.prefetch
-        with Ahead(make, steps=stage.steps, size=self.global_batch, depth=depth) as ahead:
-            return self._steps(stage, plan, first, requested, ahead)
+        return Ahead(make, steps=stage.steps, size=self.global_batch, depth=self.model.execution.prefetch)
 
     def _steps(self, stage: Stage, plan: StagePlan, first: int, requested, ahead: Ahead) -> Outcome | None:
         while self.step < first + stage.steps:
