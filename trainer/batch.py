@@ -47,12 +47,15 @@ def _common(prompts: Sequence[tuple[int, ...]], audio_id: int) -> int:
     return most if same.all() else int(same.argmin())
 
 
-def assign(lengths: Sequence[int], shared: Sequence[Shared], budget: int, world_size: int = 1) -> list[list[list[int]]]:
+def assign(
+    lengths: Sequence[int], shared: Sequence[Shared], budget: int, world_size: int = 1, *, even: bool = False
+) -> list[list[list[int]]]:
     """Micro-batches per rank, as indices into the step's examples: result[rank][micro-batch] = [index, …].
 
     Every example of the step is in exactly one micro-batch. A micro-batch costs the tokens that are computed (a
     shared prefix once per micro-batch) and stays within `budget`, or holds a single example. Rank r takes every
-    `world_size`-th example in order of group and length, so that ranks do alike work. Pure.
+    `world_size`-th example in order of group and length, so that ranks do alike work. `even`: every rank gets the same
+    number of micro-batches, by cutting some in two; a rank with too few examples for that gets empty ones. Pure.
     """
     order = [(i, n) for n, group in enumerate(shared) for i in group.members]
     ranks = []
@@ -71,6 +74,15 @@ def assign(lengths: Sequence[int], shared: Sequence[Shared], budget: int, world_
                 cost = alone
             at = n
         ranks.append(batches)
+    most = max(map(len, ranks))
+    for batches in ranks if even else []:
+        while len(batches) < most:
+            largest = max(range(len(batches)), key=lambda n: len(batches[n]), default=None)
+            if largest is None or len(batches[largest]) < 2:
+                batches.append([])
+                continue
+            half = len(batches[largest]) // 2
+            batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
     return ranks
 
 

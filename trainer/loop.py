@@ -231,10 +231,13 @@ class Loop:
         chosen = ahead.step(t)
         trial.data_seconds = time.perf_counter() - began
         shared = groups(chosen, audio_id=self.model.tokens.audio_id, share=self.model.shares)
-        mine = assign([len(e) for e in chosen], shared, self.budget, self.ranks.world_size)[self.ranks.rank]
-        for indices in mine:
-            single = len(indices) == 1
+        lengths, even = [len(e) for e in chosen], self.model.sharded
+        for indices in assign(lengths, shared, self.budget, self.ranks.world_size, even=even)[self.ranks.rank]:
+            single = len(indices) <= 1
             try:
+                if not indices:  # the others need this rank's part of the base
+                    self._backward(stage, chosen[:1], 0, weight=0.0)
+                    continue
                 batch, loss = self._backward(stage, [chosen[i] for i in indices], indices[0])
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -248,12 +251,14 @@ class Loop:
             rows[indices] = loss.rows.cpu()
         return trial, trial.out_of_memory and single
 
-    def _backward(self, stage: Stage, examples: list[Example], first: int) -> tuple[Batch, Loss]:
+    def _backward(
+        self, stage: Stage, examples: list[Example], first: int, weight: float = 1.0
+    ) -> tuple[Batch, Loss]:
         batch = self.model.collate(examples)
         torch.manual_seed(seed_of(self.seed, "dropout", self.step, first))
         loss = objective_loss(stage.objective, self.model, batch)
         if loss.total.requires_grad:  # text alone never reaches a projector or an encoder that learns alone
-            loss.total.backward()
+            (loss.total * weight).backward()
         return batch, loss
 
     def _put_gradients(self, flat: torch.Tensor) -> None:

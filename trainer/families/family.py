@@ -15,9 +15,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import transformers
 from peft import PeftModel
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from trainer.adapter import Parts, adapter_files, attach, detach, load_adapter
@@ -56,6 +59,7 @@ class Family(ABC):
         self.encoder_is_base = True
         self.dropout = 0.0
         self.reusable = True
+        self.sharded = False
         self.execution = Execution()
         self.checksum = checksum(self.stock)
         self.prepare()
@@ -193,6 +197,19 @@ class Family(ABC):
         finally:
             self.encoder_is_base = was
 
+    def shard(self) -> None:
+        """Splits the frozen layers of the language model over the ranks of the process group (FSDP2): every rank holds
+        its part, and gathers a layer while it is computed. Adapters, projector and the whole audio side stay on every
+        rank outside of it, so that ranks with text and ranks with speech meet in the same gathers.
+
+        From here on all ranks must run the decoder equally often. The model cannot be lent again.
+        """
+        mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        own = set(self.trained.values())
+        for layer in self.language_model.layers:
+            fully_shard(layer, mesh=mesh, ignored_params=own & set(layer.parameters()))
+        self.sharded, self.reusable = True, False
+
     # ---- forward
 
     @property
@@ -282,6 +299,9 @@ class Family(ABC):
     def supervised_states(self, batch: Batch) -> torch.Tensor:
         """Final states at the places that predict a supervised token: (supervised, width)."""
         inputs = self.embed(batch.ids[None], batch.waves)
+        if self.sharded and torch.is_grad_enabled():
+            # Text alone gives no gradient to a projector, but the other ranks' backward gathers need this rank.
+            inputs = inputs if inputs.requires_grad else inputs.requires_grad_()
         with self.autocast():
             return decoder.supervised_states(self.language_model, inputs, batch, self.attention)
 

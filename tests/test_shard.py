@@ -1,0 +1,62 @@
+"""The base split over two ranks (gloo, CPUs): the same training, also where one rank hears and the other reads."""
+
+import numpy as np
+import pytest
+import torch
+import toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.batch import Shared, assign
+from trainer.families import load
+from trainer.ranks import spawn
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@given(st.lists(st.integers(2, 50), min_size=1, max_size=20), st.integers(1, 200), st.integers(1, 5))
+def test_ranks_get_equally_many_micro_batches(lengths, budget, world):
+    order = tuple(sorted(range(len(lengths)), key=lambda i: lengths[i]))
+    ranks = assign(lengths, [Shared(0, order)], budget, world, even=True)
+    assert len({len(batches) for batches in ranks}) == 1
+    assert sorted(i for batches in ranks for b in batches for i in b) == list(range(len(lengths)))
+    assert all(len(b) == 1 or sum(lengths[i] for i in b) <= budget for batches in ranks for b in batches)
+
+
+def trained(folders, ranks=None, *, shard, budget, parts):
+    """Losses of all steps, the adapter, and the share of the frozen layers on this rank."""
+    torch.set_num_threads(1)
+    stage = {"name": "both", "steps": 4, "mix": {"text": 0.5, "speech": 0.5}, "trainable": parts}
+    resolved, corpus = toy.resolved(*folders, recipe={"name": "custom", "stages": [stage]}, steps=None)
+    model = load(folders[0], tuning=resolved.spec.tuning, seed=0)
+    own = set(model.trained.values())
+    whole = sum(p.numel() for p in model.language_model.layers.parameters() if p not in own)
+    if shard:
+        model.shard()
+    events: list[dict] = []
+    toy.loop(resolved, corpus, model, ranks=ranks, sink=events.append, budget=budget).run()
+    held = [p for p in model.language_model.layers.parameters() if p not in own]
+    share = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in held) / whole
+    return [e["loss"] for e in events if e["kind"] == "step"], model.files()["adapter_model.safetensors"], share
+
+
+def one_of_two(ranks, folders, out, budget, parts):
+    losses, adapter, share = trained(folders, ranks, shard=True, budget=budget, parts=parts)
+    np.save(out / f"{ranks.rank}.npy", [*losses, share])
+    (out / f"{ranks.rank}.safetensors").write_bytes(adapter)
+
+
+@pytest.mark.parametrize("parts", [{"lm": True, "projector": True}, {"lm": False, "projector": True}], ids=str)
+@pytest.mark.parametrize("budget", [1000, 40])
+def test_a_split_base_trains_like_a_whole_one(tmp_path, budget, parts):
+    """A budget of 40 tokens cuts the step into micro-batches of text alone and of speech alone. Text reaches no
+    projector: a rank that left the others' gathers out would leave them waiting."""
+    folders = toy.base(tmp_path / "base"), toy.data(tmp_path / "data")
+    want, _, _ = trained(folders, shard=False, budget=10**6, parts=parts)
+    spawn(one_of_two, 2, folders, tmp_path, budget, parts, method="fork")
+    for rank in (0, 1):
+        *losses, share = np.load(tmp_path / f"{rank}.npy").tolist()
+        assert losses == pytest.approx(want, rel=1e-5)
+        assert share == pytest.approx(0.5, abs=0.05)
+    adapters = [(tmp_path / f"{rank}.safetensors").read_bytes() for rank in (0, 1)]
+    assert adapters[0] == adapters[1]
