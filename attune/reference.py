@@ -17,7 +17,7 @@ def markdown() -> str:
     lines = ["# Spec reference", "", "Generated from the fields by `make docs`; do not edit.", ""]
     lines += ["Shares are written `5%` or `0.05`, times `90s`, `30m`, `4h`, `2d`.", ""]
     lines += ["Recipes: " + "; ".join(f"`{name}` ({what})" for name, what in PAPERS.items()) + ".", ""]
-    lines += ["Metrics: " + ", ".join(f"`{name}`" for name in METRICS) + ".", ""]
+    lines += _metrics()
     for model in _reachable([JobSpec, StudySpec, Suite]):
         lines += [f"## {model.__name__}", "", _first(model), ""]
         lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
@@ -28,6 +28,19 @@ def markdown() -> str:
             lines.append(f"| `{field.alias or name}` | {kind} | {default} | {meaning} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _metrics() -> list[str]:
+    """Every metric that a task may name, as a table."""
+    about = "Values are fractions, those of BLEU and chrF too. Naming one of a pair records both."
+    lines = ["## Metrics", "", about, ""]
+    lines += ["| metric | unit | better | answers | with |", "|---|---|---|---|---|"]
+    for metric in METRICS.values():
+        better = "higher" if metric.higher_is_better else "lower"
+        forms = ", ".join(form for form in ("json", "label", "label_set", "text") if form in metric.answers)
+        beside = f"`{metric.beside}`" if metric.beside else ""
+        lines.append(f"| `{metric.name}` | {metric.unit} | {better} | {forms} | {beside} |")
+    return [*lines, ""]
 
 
 def _first(model: type[BaseModel]) -> str:

@@ -46,8 +46,9 @@ class Task(Spec):
     presets)."""
     prompt_order: Literal["family", "instruction_first", "audio_first"] = "family"
     """Whether the instruction stands before or after the audio; `family`: as the base was trained."""
-    normaliser: Literal["raw", "basic", "basic_characters", "arabic"] = "basic"
-    """Text normaliser of WER and CER, named in every result."""
+    normaliser: Literal["raw", "basic", "basic_characters", "arabic", "whisper_english", "whisper_basic"] = "basic"
+    """Text normaliser of WER, CER and MER, named in every result; their rates on the text as written stand beside.
+    `whisper_english` and `whisper_basic` are Whisper's own, as most papers use."""
     metrics: list[str] = []
     """Metrics to score; empty: the defaults of the answer form. The first is the main one."""
 

@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.metrics.labels import accuracy_counts, label_counts, macro_f1, micro_f1
+from trainer.metrics import labels, named_entities, questions, slu, summaries, translation, words
+from trainer.metrics.calibration import calibration_counts, expected_calibration_error
 from trainer.metrics.normalise import NORMALISERS, normalise
-from trainer.metrics.slu import (
-    entity_counts,
-    exact_match_counts,
-    intent_counts,
-    slu_counts,
-    slu_strict_counts,
-)
-from trainer.metrics.words import cer_counts, wer_counts, wer_utterance_counts
 
 if TYPE_CHECKING:
     from trainer.spec import Task
@@ -39,18 +32,25 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. Values are fractions (0.873, not 87.3)."""
+    """One metric. Values are fractions (0.873, not 87.3), those of BLEU and chrF too."""
 
     name: str
-    counts: Callable[[Any, Any, "Task"], list[float]]
-    """(reference, prediction, task) -> contributions of one utterance; prediction None = invalid answer."""
+    counts: Callable[..., list[float]]
+    """(reference, prediction, task) -> contributions of one utterance; prediction None = invalid answer. With
+    `of_confidence` the answer's probability is the fourth argument."""
     values: Callable[[np.ndarray], np.ndarray]
     """(..., k) summed counts -> (...) values."""
     answers: frozenset[str]
     """The answer forms it is defined for: json, label, label_set, text."""
+    unit: str
+    """What a value of 1 is: a share of what, or how many of what per what."""
     higher_is_better: bool = True
     upper: float | None = 1.0
     """Largest possible value; None = unbounded (WER). The smallest is 0 for all."""
+    beside: str | None = None
+    """Another metric that is counted wherever this one is: neither number is to be read without the other."""
+    of_confidence: bool = False
+    """Whether it asks for the probability that the model gave to its answer."""
 
     def value(self, summed: Iterable[float]) -> float:
         """The metric of counts summed over utterances (and seeds); nan when nothing was counted."""
@@ -84,24 +84,67 @@ def _invalid_counts(reference: Any, prediction: Any, task: "Task") -> list[float
 
 _JSON, _LABEL, _SET, _TEXT = (frozenset({a}) for a in ("json", "label", "label_set", "text"))
 _ANY = _JSON | _LABEL | _SET | _TEXT
+_SHARE, _F1, _MEAN_F1 = "share of utterances", "F1, 0 to 1", "mean F1 of utterances, 0 to 1"
+
+
+def _error(name: str, counts: Callable[..., list[float]], of: str, beside: str | None = None) -> Metric:
+    unit = f"errors per reference {of}"
+    return Metric(name, counts, _error_rate, _TEXT, unit, higher_is_better=False, upper=None, beside=beside)
+
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("intent_accuracy", intent_counts, _ratio, _JSON),
-        Metric("entity_f1", entity_counts, _f1, _JSON),
-        Metric("slu_f1", slu_counts, _f1, _JSON),
-        Metric("slu_f1_strict", slu_strict_counts, _f1, _JSON),
-        Metric("exact_match", exact_match_counts, _ratio, _ANY),
-        Metric("accuracy", accuracy_counts, _ratio, _LABEL),
-        Metric("macro_f1", label_counts, macro_f1, _LABEL | _SET),
-        Metric("micro_f1", label_counts, micro_f1, _LABEL | _SET),
-        Metric("wer", wer_counts, _error_rate, _TEXT, higher_is_better=False, upper=None),
-        Metric("cer", cer_counts, _error_rate, _TEXT, higher_is_better=False, upper=None),
-        Metric("wer_utterance_mean", wer_utterance_counts, _ratio, _TEXT, higher_is_better=False, upper=None),
-        Metric("invalid_rate", _invalid_counts, _ratio, _ANY, higher_is_better=False),
+        Metric("intent_accuracy", slu.intent_counts, _ratio, _JSON, _SHARE, beside="intent_accuracy_answered"),
+        Metric(
+            "intent_accuracy_answered", slu.intent_answered_counts, _ratio, _JSON, "share of valid answers",
+            beside="intent_accuracy",
+        ),
+        Metric("entity_f1", slu.entity_counts, _f1, _JSON, _F1, beside="entity_f1_answered"),
+        Metric("entity_f1_answered", slu.entity_answered_counts, _f1, _JSON, _F1, beside="entity_f1"),
+        Metric("slu_f1", slu.slu_counts, _f1, _JSON, _F1, beside="slu_f1_strict"),
+        Metric("slu_f1_strict", slu.slu_strict_counts, _f1, _JSON, _F1, beside="slu_f1"),
+        Metric("slu_f1_word", slu.slu_word_counts, _f1, _JSON, _F1, beside="slu_f1_word_strict"),
+        Metric("slu_f1_word_strict", slu.slu_word_strict_counts, _f1, _JSON, _F1, beside="slu_f1_word"),
+        Metric("slu_f1_character", slu.slu_character_counts, _f1, _JSON, _F1, beside="slu_f1_character_strict"),
+        Metric(
+            "slu_f1_character_strict", slu.slu_character_strict_counts, _f1, _JSON, _F1, beside="slu_f1_character"
+        ),
+        Metric("slue_ner_f1", named_entities.ner_counts, _f1, _JSON, _F1, beside="slue_ner_label_f1"),
+        Metric("slue_ner_label_f1", named_entities.ner_label_counts, _f1, _JSON, _F1, beside="slue_ner_f1"),
+        Metric("exact_match", slu.exact_match_counts, _ratio, _ANY, _SHARE),
+        Metric("accuracy", labels.accuracy_counts, _ratio, _LABEL, _SHARE),
+        Metric("unweighted_accuracy", labels.label_counts, labels.unweighted_accuracy, _LABEL, "mean recall of labels"),
+        Metric("macro_f1", labels.label_counts, labels.macro_f1, _LABEL | _SET, _F1),
+        Metric("macro_f1_all_labels", labels.label_counts, labels.macro_f1_all_labels, _LABEL | _SET, _F1),
+        Metric("micro_f1", labels.label_counts, labels.micro_f1, _LABEL | _SET, _F1),
+        Metric("weighted_f1", labels.label_counts, labels.weighted_f1, _LABEL | _SET, _F1),
+        Metric(
+            "ece", calibration_counts, expected_calibration_error, _LABEL, "distance of probabilities",
+            higher_is_better=False, of_confidence=True,
+        ),
+        _error("wer", words.wer_counts, "word", beside="wer_raw"),
+        _error("wer_raw", words.wer_raw_counts, "word"),
+        _error("cer", words.cer_counts, "character", beside="cer_raw"),
+        _error("cer_raw", words.cer_raw_counts, "character"),
+        _error("mer", words.mer_counts, "word or character", beside="mer_raw"),
+        _error("mer_raw", words.mer_raw_counts, "word or character"),
+        Metric(
+            "wer_utterance_mean", words.wer_utterance_counts, _ratio, _TEXT, "mean WER of utterances",
+            higher_is_better=False, upper=None,
+        ),
+        Metric("bleu", translation.bleu_counts, translation.bleu, _TEXT, "BLEU / 100"),
+        Metric("bleu_zh", translation.bleu_zh_counts, translation.bleu, _TEXT, "BLEU / 100"),
+        Metric("bleu_character", translation.bleu_character_counts, translation.bleu, _TEXT, "BLEU / 100"),
+        Metric("chrf", translation.chrf_counts, translation.chrf, _TEXT, "chrF / 100"),
+        Metric("rouge1", summaries.rouge1_counts, _ratio, _TEXT, _MEAN_F1),
+        Metric("rouge2", summaries.rouge2_counts, _ratio, _TEXT, _MEAN_F1),
+        Metric("rouge_l", summaries.rouge_l_counts, _ratio, _TEXT, _MEAN_F1),
+        Metric("qa_exact_match", questions.qa_exact_counts, _ratio, _TEXT, _SHARE, beside="qa_f1"),
+        Metric("qa_f1", questions.qa_f1_counts, _ratio, _TEXT, _MEAN_F1, beside="qa_exact_match"),
+        Metric("invalid_rate", _invalid_counts, _ratio, _ANY, _SHARE, higher_is_better=False),
     )
-}
+}  # fmt: skip
 
 
 def named(name: str) -> Metric:
@@ -126,20 +169,24 @@ def default_metrics(task: "Task") -> list[str]:
     return ["wer", "cer"]
 
 
-def count(reference: Any, prediction: Any, task: "Task") -> dict[str, list[float]]:
-    """The `counts` field of a prediction row: contributions to each of the task's metrics (or its defaults).
+def count(reference: Any, prediction: Any, task: "Task", confidence: float | None = None) -> dict[str, list[float]]:
+    """The `counts` field of a prediction row: contributions to each of the task's metrics (or its defaults), and to
+    those that belong beside them. `confidence`: the probability of the answer, where answers are scored by likelihood.
 
-    ValueError when a metric named by the task is unknown or not defined for its answer form.
+    ValueError when a metric named by the task is unknown, not defined for its answer form or asks for a confidence that
+    there is not.
     """
-    counts = {}
-    for name in task.metrics or default_metrics(task):
-        metric = named(name)
+    counts: dict[str, list[float]] = {}
+    wanted = [named(name) for name in task.metrics or default_metrics(task)]
+    for metric in wanted + [named(m.beside) for m in wanted if m.beside]:
         if task.answer not in metric.answers:
             raise ValueError(
-                f"task '{task.name}': metric '{name}' is not defined for answer '{task.answer}'; "
+                f"task '{task.name}': metric '{metric.name}' is not defined for answer '{task.answer}'; "
                 f"those that are: {', '.join(m.name for m in METRICS.values() if task.answer in m.answers)}"
             )
-        counts[name] = metric.counts(reference, prediction, task)
+        if metric.name not in counts:
+            given = (reference, prediction, task, *((confidence,) if metric.of_confidence else ()))
+            counts[metric.name] = metric.counts(*given)
     return counts
 
 
