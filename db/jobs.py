@@ -187,7 +187,7 @@ def finish(session: Session, job_id: str, scores: Mapping[str, Any] | None = Non
 
 def shown(result: Result) -> dict[str, Any]:
     """What lists show of a result."""
-    scores = [score.model_dump(exclude={"method"}) for score in result.scores]
+    scores = [score.model_dump(exclude={"method"}, exclude_none=True) for score in result.scores]
     return {"metric": result.metric, "scores": scores, "step": result.steps, "steps": result.planned_steps}
 
 

@@ -57,6 +57,26 @@ def ladder() -> list[ReportRow]:
     ]
 
 
+def test_languages_durations_and_units_are_told(tmp_path):
+    def spread(row: ReportRow) -> ReportRow:
+        def told(n: int) -> dict:
+            return {"language": ["ar", "fr"][n % 2], "duration_s": 0.5 + n % 3}
+
+        return replace(row, runs={s: [{**r, **told(n)} for n, r in enumerate(run)] for s, run in row.runs.items()})
+
+    rows = [spread(_cell("direct_mix", 0.63, 200)), spread(_control("majority", 0.03))]
+    report = write_report(tmp_path, rows, "accuracy", study="s", base="b")
+    at = report.document["pooled"][0]["tables"]
+    assert [g["group"] for g in at["language"]] == ["ar", "fr"]
+    assert [(g["group"], g["n"]) for g in at["duration"]] == [("under 1 s", 120), ("1–2 s", 120), ("2–4 s", 120)]
+    pooled = report.document["pooled"][0]["metrics"]["accuracy"]
+    assert np.mean([g["metrics"]["accuracy"] for g in at["language"]]) == pytest.approx(pooled)
+    values = [number(g["metrics"]["accuracy"]) for g in at["language"]]
+    assert f"direct_mix by language (utterances): ar {values[0]} (180), fr {values[1]} (180)." in report.text
+    assert "majority by language" not in report.text
+    assert (report.document["unit"], report.document["normaliser"]) == ("share of utterances", None)
+
+
 def test_values_and_verdicts_are_those_of_compare(ladder, tmp_path):
     report = write_report(tmp_path, ladder, "accuracy", study="commands", base="tiny", notes=["A note."])
     document = json.loads((tmp_path / "report.json").read_text())

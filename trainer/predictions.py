@@ -16,9 +16,12 @@ SPEECH, TEXT, CASCADE = "speech", "text", "cascade"
 """Ways in which a test utterance is put: its recording, its transcript, the base's own transcript of it."""
 
 
-def prediction(utterance, task: Task, modality: str, text: str, heard: str | None = None) -> Row:
-    """One row of predictions.jsonl (decisions, section 8); `heard`: the transcript that a cascade
-    answered."""
+def prediction(
+    utterance, task: Task, modality: str, text: str, heard: str | None = None, confidence: float | None = None
+) -> Row:
+    """One row of predictions.jsonl (decisions, section 8). `heard`: the transcript that a cascade answered.
+    `confidence`: probability of the answer among all labels, where labels are scored by likelihood. `duration_s` is the
+    manifest's, `normaliser` (text answers) what error rates were counted after."""
     label = reference(utterance, task)
     parsed, valid = answers.parse(text, task)
     row = {
@@ -26,14 +29,18 @@ def prediction(utterance, task: Task, modality: str, text: str, heard: str | Non
         "task": task.name,
         "language": utterance.language,
         "speaker": utterance.speaker,
+        "duration_s": utterance.duration_s,
         "modality": modality,
         "reference": label,
         "text": text,
         "parsed": parsed,
         "valid": valid,
-        "counts": count(label, parsed if valid else None, task),
+        "counts": count(label, parsed if valid else None, task, confidence),
     }
-    return row if heard is None else {**row, "heard": heard}
+    if task.answer == "text":
+        row["normaliser"] = task.normaliser
+    told = {"heard": heard, "confidence": confidence}
+    return row | {key: value for key, value in told.items() if value is not None}
 
 
 def limited(utterances: Sequence, limit: int | None, seed: int = 0) -> list:

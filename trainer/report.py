@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from trainer.compare import Cell, Comparison, Interval, Rows, Subsets, compare, holm, interval
 from trainer.metrics import Metric, named, score
+from trainer.metrics.tables import tables
 from trainer.report_text import findings, methods, questions_note
 
 Seed = int | str | None
@@ -212,11 +213,10 @@ def document(scored: Scored, study: str, base: str, notes: Sequence[str]) -> dic
     speakers = {r.get("speaker") for row in scored.rows for run in row.cell() for r in run}
     rows, pooled = [], []
     for row in scored.rows:
-        at = scored.pooled[row.name]
-        every = score(r for run in row.cell() for r in run)
+        at, answers = scored.pooled[row.name], [r for run in row.cell() for r in run]
         pooled.append({
             **_settings(row), "seeds": row.seeds(), "metric": metric.name, **_values(at),
-            "method": at.method, "metrics": every,
+            "method": at.method, "metrics": score(answers), "tables": tables(answers),
         })  # fmt: skip
         for seed in row.seeds():
             alone = interval([row.runs[seed]], metric, confidence=confidence)
@@ -225,6 +225,8 @@ def document(scored: Scored, study: str, base: str, notes: Sequence[str]) -> dic
         "study": study,
         "base": base,
         "metric": metric.name,
+        "unit": metric.unit,
+        "normaliser": metric.normalised(scored.rows[0].cell()[0][0]),
         "higher_is_better": metric.higher_is_better,
         "confidence": confidence,
         "n": scored.pooled[scored.rows[0].name].n,

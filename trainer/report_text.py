@@ -40,6 +40,7 @@ def whole(scored: "Scored", said: Mapping[str, Any], beside: Sequence[str] = ())
         "",
         *_wrapped(said["findings"]),
         "",
+        *_wrapped(_by_language(said)),
         *_wrapped(said["notes"]),
     ]
     return "\n".join(lines) + "\n"
@@ -71,6 +72,16 @@ def _gaps(scored: "Scored") -> list[str]:
         )  # fmt: skip
         gap, low, high = (number(x, sign=True) for x in (c.effect, c.ci_low, c.ci_high))
         lines.append(f"{spoken.name} on transcripts instead of speech: {gap} ({low} to {high}).")
+    return lines
+
+
+def _by_language(said: Mapping[str, Any]) -> list[str]:
+    """A line a tuned row where the test has several languages; durations and slots are in `report.json` alone."""
+    lines = []
+    for row in said["pooled"]:
+        found = row["tables"].get("language", ()) if row["kind"] == "cell" else ()
+        values = [f"{g['group']} {number(g['metrics'].get(said['metric'], math.nan))} ({g['n']:,})" for g in found]
+        lines += [f"{row['row']} by language (utterances): {', '.join(values)}."] if values else []
     return lines
 
 

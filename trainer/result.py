@@ -14,7 +14,7 @@ from trainer.bases import BaseError, UnreachableError
 from trainer.compare import interval
 from trainer.fields import SpecError, UnfitDataError
 from trainer.manifest import ManifestError
-from trainer.metrics import default_metrics, score
+from trainer.metrics import default_metrics, named, score
 from trainer.plan import SPEECH, StagePlan
 from trainer.predictions import by_task
 from trainer.resolve import Resolved
@@ -58,6 +58,8 @@ class Score(Record):
     n: int
     """Utterances."""
     method: str
+    normaliser: str | None = None
+    """Of an error rate: the text normaliser that it was counted after; `raw`: the text as written."""
 
 
 class Shown(Record):
@@ -176,7 +178,7 @@ def scores(task: str, modality: str, rows: Sequence[dict[str, Any]]) -> list[Sco
         out.append(
             Score(
                 task=task, modality=modality, metric=metric, value=value, ci_low=low, ci_high=high, n=len(rows),
-                method=method,
+                method=method, normaliser=named(metric).normalised(rows[0]),
             )
         )  # fmt: skip
     return out

@@ -7,7 +7,7 @@ value function over the last axis, a line in METRICS, and golden numbers of the 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -49,12 +49,18 @@ class Metric:
     """Largest possible value; None = unbounded (WER). The smallest is 0 for all."""
     beside: str | None = None
     """Another metric that is counted wherever this one is: neither number is to be read without the other."""
+    normaliser: Literal["task", "raw"] | None = None
+    """Of an error rate: counted after the task's normaliser, or on the text as written."""
     of_confidence: bool = False
     """Whether it asks for the probability that the model gave to its answer."""
 
     def value(self, summed: Iterable[float]) -> float:
         """The metric of counts summed over utterances (and seeds); nan when nothing was counted."""
         return float(self.values(np.asarray(list(summed), dtype=float)))
+
+    def normalised(self, row: Mapping[str, Any]) -> str | None:
+        """The name of the normaliser that a prediction row was counted after; None where that says nothing."""
+        return row.get("normaliser") if self.normaliser == "task" else self.normaliser
 
 
 def _ratio(counts: np.ndarray) -> np.ndarray:
@@ -88,8 +94,10 @@ _SHARE, _F1, _MEAN_F1 = "share of utterances", "F1, 0 to 1", "mean F1 of utteran
 
 
 def _error(name: str, counts: Callable[..., list[float]], of: str, beside: str | None = None) -> Metric:
-    unit = f"errors per reference {of}"
-    return Metric(name, counts, _error_rate, _TEXT, unit, higher_is_better=False, upper=None, beside=beside)
+    return Metric(
+        name, counts, _error_rate, _TEXT, f"errors per reference {of}", higher_is_better=False, upper=None,
+        beside=beside, normaliser="task" if beside else "raw",
+    )  # fmt: skip
 
 
 METRICS: dict[str, Metric] = {
@@ -131,7 +139,7 @@ METRICS: dict[str, Metric] = {
         _error("mer_raw", words.mer_raw_counts, "word or character"),
         Metric(
             "wer_utterance_mean", words.wer_utterance_counts, _ratio, _TEXT, "mean WER of utterances",
-            higher_is_better=False, upper=None,
+            higher_is_better=False, upper=None, normaliser="task",
         ),
         Metric("bleu", translation.bleu_counts, translation.bleu, _TEXT, "BLEU / 100"),
         Metric("bleu_zh", translation.bleu_zh_counts, translation.bleu, _TEXT, "BLEU / 100"),
