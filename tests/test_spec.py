@@ -71,6 +71,7 @@ def test_all_problems_are_listed_at_once():
     assert len(message.splitlines()) == 3
 
 
+TURN = {"name": "turn", "instruction": {"en": "x"}, "answer": "label", "labels": ["go", "stop", "left", "right"]}
 # What only the corpus can tell.
 UNFIT = [
     ({"source": {"language": "fr", "data": "x"}}, "source: cross-lingual transfer is not built yet"),
@@ -81,6 +82,8 @@ UNFIT = [
     ({"evaluate": {"metric": "slu_f2"}}, "evaluate.metric: unknown metric; did you mean 'slu_f1'?"),
     ({"data": {"corpus": "nowhere"}}, "data.corpus"),
     ({"tasks": ["turns"]}, "tasks[0]: no such task"),
+    ({"tasks": [{**TURN, "metrics": ["macrof1"]}]}, "tasks.turn.metrics: unknown metric; did you mean 'macro_f1'?"),
+    ({"tasks": [{**TURN, "metrics": ["accuracy", "bleu"]}]}, "tasks.turn.metrics: is not defined for the answer form"),
     ({"recipe": {"name": "limited_speech", "scheme": "synthetic_only"}}, "give data.synthetic"),
     ({"recipe": {"name": "limited_speech", "speech_presentations": 70}}, "do not fit into the 10 mixed steps"),
     ({"tuning": {"method": "full", "encoder": "lora"}}, "tuning.encoder: encoder: lora goes with method: lora"),

@@ -274,16 +274,24 @@ def check_pins(resolved: Resolved, corpus: Corpus) -> None:
 
 
 def _scored(task: Task, spec: JobSpec) -> Task:
-    """The task with its metrics written out, the job's own among them; a metric that cannot be counted for its
-    answer form is refused now rather than missed after training."""
+    """The task with its metrics written out, the job's own among them; a metric that is unknown or cannot be counted
+    for its answer form is refused now rather than missed after training."""
     metrics = task.metrics or default_metrics(task)
     wanted = spec.evaluate.metric
+    asked = [(f"tasks.{task.name}.metrics", name) for name in metrics]
     if wanted != "auto" and wanted not in metrics:
-        if task.answer not in METRICS[wanted].answers:
+        metrics = [wanted, *metrics]
+        asked.append(("evaluate.metric", wanted))
+    problems = []
+    for field, name in asked:
+        if name not in METRICS:
+            problems.append(Problem(field, name, f"unknown metric; {nearest(name, METRICS)}"))
+        elif task.answer not in METRICS[name].answers:
             fit = ", ".join(m.name for m in METRICS.values() if task.answer in m.answers)
             message = f"is not defined for the answer form '{task.answer}' of task {task.name}; those that are: {fit}"
-            raise SpecError([Problem("evaluate.metric", wanted, message)])
-        metrics = [wanted, *metrics]
+            problems.append(Problem(field, name, message))
+    if problems:
+        raise SpecError(problems)
     return task.model_copy(update={"metrics": metrics})
 
 
