@@ -235,15 +235,18 @@ def rouge() -> None:
 
 
 def squad(clone: Path) -> None:
-    """The official script of SQuAD 2.0 on one question a case; a reference without words is a question without
-    answer."""
+    """The official script of SQuAD 2.0 on one question a case, then with the next two references as further right
+    answers; references without words are no answers."""
     scorer = runpy.run_path(str(clone / "evaluate-v2.0.py"))
-    questions = [
-        {"id": str(k), "answers": [{"text": reference}]} for k, (reference, _) in enumerate(golden_cases.texts())
-    ]
-    given = {str(k): hypothesis for k, (_, hypothesis) in enumerate(golden_cases.texts())}
-    exact, f1 = scorer["get_raw_scores"]([{"paragraphs": [{"qas": questions}]}], given)
-    write("texts", squad=[[exact[key], f1[key]] for key in given])
+    cases = golden_cases.texts()
+    given = {str(k): hypothesis for k, (_, hypothesis) in enumerate(cases)}
+    found = {}
+    for name, several in (("squad", 1), ("squad_several", 3)):
+        answers = [[{"text": reference} for reference, _ in cases[k : k + several]] for k in range(len(cases))]
+        questions = [{"id": key, "answers": right} for key, right in zip(given, answers, strict=True)]
+        exact, f1 = scorer["get_raw_scores"]([{"paragraphs": [{"qas": questions}]}], given)
+        found[name] = [[exact[key], f1[key]] for key in given]
+    write("texts", **found)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ class TestRender:
         assert render({"intent": "x"}, task("json")) == '{"intent": "x"}'
         assert render(order(None, ("a", "b")), task("json", slots={"a": None})) == '{"slots": {"a": "b"}}'
 
+    def test_of_several_right_texts_the_first(self):
+        assert render(["Rome ", "in Rome"], task("text")) == "Rome"
+        with pytest.raises(ValueError, match="needs a string"):
+            render([], task("text"))
+
     def test_label_set_in_menu_order(self):
         assert render(["c d", "b"], SET) == "b, c d"
 

@@ -242,6 +242,14 @@ class TestTranslationsAndSummaries:
         asked = task("text", metrics=["qa_f1"])
         assert count(*sides, asked) == {"qa_f1": [pytest.approx(f1), 1], "qa_exact_match": [exact, 1]}
 
+    def test_several_right_answers(self):
+        asked = task("text", metrics=["qa_f1", "exact_match"])
+        counts = count(["in Rome", "Rome, Italy"], "rome italy", asked)
+        assert counts == {"qa_f1": [1, 1], "exact_match": [1, 1], "qa_exact_match": [1, 1]}
+        for name in ("wer", "mer", "bleu", "chrf", "rouge1", "rouge_l"):
+            with pytest.raises(ValueError, match="needs one text as reference"):
+                count(["in Rome", "Rome"], "rome", task("text", metrics=[name]))
+
 
 class TestCalibration:
     TASK = task("label", labels=["yes", "no"], metrics=["ece"])

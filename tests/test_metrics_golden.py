@@ -160,10 +160,14 @@ class TestTexts:
         ]
         assert ours == [scores for _, scores in asked]
 
-    def test_squad(self):
-        names = ("qa_exact_match", "qa_f1")
-        ours = [[METRICS[name].counts(*case, self.task)[0] for name in names] for case in self.cases]
-        assert ours == TEXTS["squad"]
+    @pytest.mark.parametrize(("recorded", "several"), [("squad", 1), ("squad_several", 3)])
+    def test_squad(self, recorded, several):
+        assert len(TEXTS[recorded]) == len(self.cases)
+        for k, (_, given) in enumerate(self.cases):
+            right = [reference for reference, _ in self.cases[k : k + several]]
+            reference = right if several > 1 else right[0]
+            ours = [METRICS[name].counts(reference, given, self.task)[0] for name in ("qa_exact_match", "qa_f1")]
+            assert ours == TEXTS[recorded][k]
 
 
 def test_both_ways_of_counting_are_recorded_together():

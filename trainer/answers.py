@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from trainer.spec import Task
 
 Label = str | list[str] | dict[str, Any]
-"""A label name, a set of label names, a text, or {"intent": str, "slots": [{"type": str, "value": str},
-...]}."""
+"""A label name, a set of label names, a text (or several that are all right, the first to be trained on), or
+{"intent": str, "slots": [{"type": str, "value": str}, ...]}."""
 
 SET_SEPARATOR = ", "
 
@@ -23,8 +23,8 @@ def render(label: Label, task: "Task") -> str:
     json: one line, `{"intent": ..., "slots": {type: value}}`; slots in schema order (or in order of first
     appearance with `slot_order: as_given`), absent slots left out, a repeated type holds a list of its values
     in the order given. A task without slots has no "slots" key, a label without intent no "intent" key.
-    label: the name. label_set: the names in menu order, joined by ", ". text: the text. Raises ValueError
-    when the label does not fit the task.
+    label: the name. label_set: the names in menu order, joined by ", ". text: the text, the first of several. Raises
+    ValueError when the label does not fit the task.
     """
     if task.answer == "json":
         return json.dumps(_json_object(label, task), ensure_ascii=False)
@@ -38,6 +38,8 @@ def render(label: Label, task: "Task") -> str:
         if comma := [name for name in names if "," in name]:
             raise ValueError(f"task '{task.name}': label {comma[0]!r} has a comma, which separates labels")
         return SET_SEPARATOR.join(in_menu_order(names, task))
+    if task.answer == "text" and isinstance(label, list) and label:
+        label = label[0]
     if not isinstance(label, str):
         raise ValueError(f"task '{task.name}': answer '{task.answer}' needs a string, got {label!r}")
     return label.strip() if task.answer == "text" else _known(label, task.labels, task, "label")

@@ -9,6 +9,10 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.spec import Task
 
 
 def raw(text: str) -> str:
@@ -99,6 +103,16 @@ def _basic() -> Callable[[str], str]:
     from whisper_normalizer.basic import BasicTextNormalizer
 
     return BasicTextNormalizer()
+
+
+def one_text(reference: Any, task: "Task") -> str:
+    """The reference of a text answer as it stands. ValueError for anything else, several right answers among it."""
+    if not isinstance(reference, str):
+        raise ValueError(
+            f"task '{task.name}': the metric needs one text as reference, got {reference!r}; "
+            "several right answers go with qa_exact_match and qa_f1"
+        )
+    return reference
 
 
 NORMALISERS: dict[str, Callable[[str], str]] = {

@@ -97,7 +97,7 @@ def slu_character_strict_counts(reference: Any, prediction: Any, task: "Task") -
 def exact_match_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """[whole answer right, 1]: intent and all slots (in any order), or the label, the label set, the text.
 
-    A text is compared after the task's normaliser; everything else as it stands.
+    A text is compared after the task's normaliser, with each where several are right; everything else as it stands.
     """
     if prediction is None:
         return [0.0, 1.0]
@@ -105,10 +105,12 @@ def exact_match_counts(reference: Any, prediction: Any, task: "Task") -> list[fl
         same = reference.get("intent") == prediction.get("intent") and Counter(slots(reference)) == Counter(
             slots(prediction)
         )
+    elif task.answer == "text":
+        given = normalise(prediction, task.normaliser)
+        right = [reference] if isinstance(reference, str) else reference
+        same = any(normalise(answer, task.normaliser) == given for answer in right)
     elif isinstance(reference, list):
         same = set(reference) == set(prediction)
-    elif task.answer == "text":
-        same = normalise(reference, task.normaliser) == normalise(prediction, task.normaliser)
     else:
         same = reference == prediction
     return [float(same), 1.0]

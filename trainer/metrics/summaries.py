@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidfuzz.distance import LCSseq
 
-from trainer.metrics.normalise import apart
+from trainer.metrics.normalise import apart, one_text
 
 if TYPE_CHECKING:
     from trainer.spec import Task
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 def rouge1_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """[F1 of words in common, 1]; an invalid answer is an empty summary."""
-    return _overlap(reference, prediction, 1)
+    return _overlap(one_text(reference, task), prediction, 1)
 
 
 def rouge2_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """[F1 of word pairs in common, 1]; 0 for a summary of one word."""
-    return _overlap(reference, prediction, 2)
+    return _overlap(one_text(reference, task), prediction, 2)
 
 
 def rouge_l_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """[F1 of the longest common subsequence, 1], the summary taken as one sentence."""
-    expected, given = tokens(reference), tokens(prediction or "")
+    expected, given = tokens(one_text(reference, task)), tokens(prediction or "")
     return [_f1(LCSseq.similarity(expected, given), len(given), len(expected)), 1.0]
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.metrics.normalise import one_text
+
 if TYPE_CHECKING:
     from trainer.spec import Task
 
@@ -23,17 +25,17 @@ CHARACTERS, BETA = 6, 2
 def bleu_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """[hypothesis length, reference length, matches of 1- to 4-grams, hypothesis' 1- to 4-grams], tokens as WMT's 13a
     cuts them."""
-    return _bleu(reference, prediction, "13a")
+    return _bleu(one_text(reference, task), prediction, "13a")
 
 
 def bleu_zh_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """As `bleu_counts`, Chinese characters each a token (sacrebleu's `zh`)."""
-    return _bleu(reference, prediction, "zh")
+    return _bleu(one_text(reference, task), prediction, "zh")
 
 
 def bleu_character_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """As `bleu_counts`, every character a token: for Japanese, Thai and other scripts without word spaces."""
-    return _bleu(reference, prediction, "char")
+    return _bleu(one_text(reference, task), prediction, "char")
 
 
 def bleu(counts: np.ndarray) -> np.ndarray:
@@ -52,7 +54,7 @@ def bleu(counts: np.ndarray) -> np.ndarray:
 
 def chrf_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """For n = 1 to 6: [hypothesis' n-grams, reference's, matches]; length 18."""
-    expected, given = ("".join(text.split()) for text in (reference, prediction or ""))
+    expected, given = ("".join(text.split()) for text in (one_text(reference, task), prediction or ""))
     counts: list[float] = []
     for n in range(1, CHARACTERS + 1):
         wanted, made = _grams(expected, n), _grams(given, n)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidfuzz.distance import Levenshtein
 
-from trainer.metrics.normalise import apart, normalise
+from trainer.metrics.normalise import apart, normalise, one_text
 
 if TYPE_CHECKING:
     from trainer.spec import Task
@@ -79,6 +79,4 @@ def _errors(expected: str, given: str, cut: Callable[[str], Sequence[str]]) -> l
 
 
 def _texts(reference: Any, prediction: Any, task: "Task", normaliser: str) -> tuple[str, str]:
-    if not isinstance(reference, str):
-        raise ValueError(f"task '{task.name}': error rates of text need a text as reference, got {reference!r}")
-    return normalise(reference, normaliser), normalise(prediction or "", normaliser)
+    return normalise(one_text(reference, task), normaliser), normalise(prediction or "", normaliser)
