@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import keys
 from db.migrations import migrate
 from db.reingest import reingest
-from db.session import Database
+from db.session import Database, trouble
 from db.settings import own_code
 from trainer.store import open_store
 
@@ -58,8 +58,8 @@ def main() -> int:
     except (OSError, BotoCoreError, ClientError) as error:
         print(f"{os.environ['ATTUNE_STORE']}: {error}", file=sys.stderr)
         return 1
-    except SQLAlchemyError as error:  # its text may hold the query, never the password
-        print(f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).splitlines()[0]}", file=sys.stderr)
+    except SQLAlchemyError as error:
+        print(trouble(error), file=sys.stderr)
         return 1
     return 0
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, literal, make_url, select
+from sqlalchemy import URL, Engine, create_engine, event, literal, make_url, select
+from sqlalchemy.exc import ArgumentError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import ColumnElement
@@ -46,14 +47,38 @@ def clock(session: Session) -> float:
     return session.execute(select(now(session))).scalar_one()
 
 
+DRIVERS = ("postgresql+psycopg", "postgresql", "sqlite", "sqlite+pysqlite")
+
+
+def database_url(text: str) -> URL:
+    """The address; ValueError where it is none, or of another kind, which repeats no more than that: where a password
+    is not escaped, any part of the address may be a part of it."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError("is no address of a database (in a password, @ : / % are written %40 %3A %2F %25)") from None
+    if url.drivername not in DRIVERS:
+        raise ValueError(f"{url.drivername} is not supported; use {DRIVERS[0]} or sqlite")
+    return url
+
+
+def trouble(error: SQLAlchemyError) -> str:
+    """One line on a database that cannot be used. What the driver says may hold the query, never the password."""
+    said = str(getattr(error, "orig", None) or error).splitlines()[0]
+    behind = isinstance(error, ProgrammingError) or "no such table" in said
+    remedy = "bring it up to date: python -m db migrate" if behind else "is this its address, and does it run?"
+    return f"ATTUNE_DATABASE_URL: the database cannot be used ({type(error).__name__}: {said}); {remedy}"
+
+
 class Database:
     """Sessions on one database. `clock` replaces the database's in simulations."""
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None, **options: Any):
-        self.url = make_url(url)
+        try:
+            self.url = database_url(url)
+        except ValueError as error:
+            raise ValueError(f"ATTUNE_DATABASE_URL: {error}") from None
         self.sqlite = self.url.get_backend_name() == "sqlite"
-        if not self.sqlite and self.url.get_backend_name() != "postgresql":
-            raise ValueError(f"ATTUNE_DATABASE_URL: {self.url.drivername} is not supported; use sqlite or postgresql")
         if self.sqlite:
             options = {"connect_args": {"check_same_thread": False}, **options}
         else:

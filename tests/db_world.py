@@ -133,7 +133,7 @@ class World:
         self.database, self.clock, self.ray, self.store = database, clock, SteppedRay(), Objects()
         self.watch = Watch(database, clock)
         self.settings = Settings(
-            database_url="sqlite://", broker_url="redis://", store="/s", code="code", max_runners=2
+            database_url="sqlite:///unused", broker_url="redis://nowhere", store="/s", code="code", max_runners=2
         )
         self.broker: list[Wake] = []
         self.processes: list[Process] = []

@@ -24,8 +24,8 @@ DEEP = 100_000
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(
-        database_url="sqlite://", broker_url="redis://nowhere", store=str(tmp_path / "store"), cache=str(tmp_path),
-        data=str(tmp_path / "data"),
+        database_url="sqlite:///unused", broker_url="redis://nowhere", store=str(tmp_path / "store"),
+        cache=str(tmp_path), data=str(tmp_path / "data"),
     )  # fmt: skip
 
 

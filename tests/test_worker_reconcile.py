@@ -58,7 +58,7 @@ class Service:
     def started(self, pool: str = "pool") -> str:
         """A runner that Ray has, pending; its job waits in the queue."""
         a_job(self.database, pool=pool)
-        settings = Settings(database_url="sqlite://", broker_url="redis://", store="/s", max_runners=9)
+        settings = Settings(database_url="sqlite:///unused", broker_url="redis://nowhere", store="/s", max_runners=9)
         assert scale(self.database, settings, self.ray) == 1  # type: ignore[arg-type]
         return list(self.ray.jobs)[-1]
 
@@ -279,7 +279,7 @@ def test_a_submission_that_never_reached_ray_is_given_up_after_a_minute(service)
 def test_a_submission_whose_answer_was_lost_is_a_runner_like_any_other(service):
     service.ray.lost_answers = True
     a_job(service.database)
-    settings = Settings(database_url="sqlite://", broker_url="redis://", store="/s")
+    settings = Settings(database_url="sqlite:///unused", broker_url="redis://nowhere", store="/s")
     scale(service.database, settings, service.ray)
     service.ray.lost_answers = False
     (runner_id,) = service.ray.jobs

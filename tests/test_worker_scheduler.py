@@ -27,7 +27,7 @@ def ray() -> FakeRay:
 
 
 def settings(**changes: Any) -> Settings:
-    given = {"database_url": "sqlite://", "broker_url": "redis://nowhere", "store": "s3://bucket/place"}
+    given = {"database_url": "sqlite:///unused", "broker_url": "redis://nowhere", "store": "s3://bucket/place"}
     return Settings(**{**given, "data": "/a:/b", "cache": "/c", "max_runners": 2, **changes})
 
 

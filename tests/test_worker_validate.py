@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(
-        database_url="sqlite://", broker_url="redis://nowhere", store=str(tmp_path / "store"),
+        database_url="sqlite:///unused", broker_url="redis://nowhere", store=str(tmp_path / "store"),
         data=str(tmp_path / "data"), cache=str(tmp_path / "cache"), code="c1",
     )  # fmt: skip
 

@@ -16,9 +16,10 @@ from celery import Celery
 from celery.beat import SchedulingError
 from celery.signals import setup_logging, worker_ready
 from kombu.exceptions import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from db import leases
-from db.session import Database
+from db.session import Database, trouble
 from db.settings import Settings, from_environment
 from worker.app import create_app, create_beat
 
@@ -40,6 +41,9 @@ def main() -> int:
     except ValueError as error:  # of a setting
         print(error, file=sys.stderr)
         return 2
+    except SQLAlchemyError as error:  # of the check
+        print(trouble(error), file=sys.stderr)
+        return 1
     if options.part == "beat":
         return _beat(app)
     worker = app.Worker(quiet=True, without_gossip=True, without_mingle=True, without_heartbeat=True)
