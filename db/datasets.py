@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from db import records
 from db.heard import Heard
+from db.idempotency import KEPT_S
 from db.models import Dataset
 from db.session import Database, now
 from db.settings import Settings
@@ -26,6 +27,9 @@ TRIES, VALIDATION_RETRY_S = 5, 30.0
 """Validations that may fail, or die with their process, before the data set is refused; the wait after the first, and
 as much again after every further one."""
 AGAIN = "see the service's log, and send it again"
+
+UNSETTLED = ("uploading", "validating")
+"""Statuses of a data set that may yet become ready."""
 
 _log = logging.getLogger("attune.datasets")
 _ID = re.compile(r"(file-[0-9a-z]{26})(?::[^/]*)?")
@@ -81,6 +85,20 @@ def settle(session: Session, dataset_id: str, report: Mapping[str, Any], sha256:
         return False
     records.due(session, dataset_id)
     return True
+
+
+def sweep(session: Session) -> None:
+    """Refuse uploads that were never completed, once a repeat of their request would be another data set."""
+    report = _refused(f"its upload was not completed within {KEPT_S / 86_400:.0f} days; send it again")
+    given_up = update(Dataset).where(Dataset.status == "uploading", Dataset.created_at < now(session) - KEPT_S)
+    for dataset_id in session.scalars(given_up.values(status="refused", report=report).returning(Dataset.id)).all():
+        records.due(session, dataset_id)
+
+
+def unsettled(session: Session, project_id: str, spec: Mapping[str, Any]) -> bool:
+    """Whether a data set that the spec names may yet become ready."""
+    found = [find(session, dataset_id, project_id) for dataset_id in named(references(spec).values())]
+    return any(row is not None and row.status in UNSETTLED for row in found)
 
 
 def unvalidated(session: Session, limit: int = 100) -> list[str]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, exists, func, literal, select, update
+from sqlalchemy import Select, Text, cast, exists, func, literal, select, update
 from sqlalchemy.orm import Session, defer
 
-from db import events, metrics, outbox, records
+from db import datasets, events, metrics, outbox, records
 from db.events import New
 from db.ids import new_id
-from db.models import Attempt, Event, Job, Lease
+from db.models import Attempt, Dataset, Event, Job, Lease
 from db.session import now
 from db.status import HELD, JOB, TERMINAL, Command, IllegalCommand, JobStatus, command, ending
 from trainer.result import Result
@@ -140,13 +140,16 @@ def validating(session: Session, job_id: str) -> int | None:
 
 
 def unvalidated(session: Session, limit: int = 10) -> list[str]:
-    """Jobs to validate now, oldest first: nobody is at it (holds `validate:<job id>`), and after a failure its wait
-    is over."""
+    """Jobs to validate now, oldest first: nobody is at it (holds `validate:<job id>`), after a failure its wait is
+    over, and its data sets have come to an end (submitted with one that is ready, a job may find it waiting once the
+    database has been made anew)."""
     failed = Event.job_id == Job.id, Event.type == "validation.failed"
     failures = select(func.count()).where(*failed).scalar_subquery()
     last = select(func.max(Event.at)).where(*failed).scalar_subquery()
     at_it = exists().where(Lease.name == literal("validate:") + Job.id, Lease.expires_at >= now(session))
-    chosen = select(Job.id).where(Job.status == "validating", ~at_it)
+    named = Dataset.project_id == Job.project_id, cast(Job.spec, Text).contains(Dataset.id)
+    early = exists().where(*named, Dataset.status.in_(datasets.UNSETTLED))
+    chosen = select(Job.id).where(Job.status == "validating", ~at_it, ~early)
     chosen = chosen.where(func.coalesce(last, 0.0) + failures * VALIDATION_RETRY_S < now(session))
     return list(session.scalars(chosen.order_by(Job.id).limit(limit)))
 

@@ -73,9 +73,12 @@ def read(store: Store, place: str, keys: Sequence[str], code: str, created_at: f
 
 
 def add(session: Session, left: Left) -> bool:
-    """Write the rows and the one event; False, and nothing done, where the database has the job. SpecError where it
-    waits for a runner and a data set that it names is not there or not ready: it is taken in once that is."""
+    """Write the rows and the one event; False, and nothing done, where the database has the job. One that waits for a
+    runner is validated again where a data set that it names is not ready yet; SpecError where it is not there, or
+    refused: it is taken in once that is another."""
     row, at = {k: v for k, v in left.row.items() if v is not None}, clock(session)
+    if row["status"] == "queued" and datasets.unsettled(session, row["project_id"], row["resolved"]["spec"]):
+        left.row["status"] = row["status"] = "validating"
     if row["status"] == "queued":
         datasets.pins(session, row["project_id"], row["resolved"]["spec"])
         row["queued_at"] = at

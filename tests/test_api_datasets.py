@@ -17,7 +17,7 @@ import soundfile
 from api_server import Service, posted, until
 
 import api.routes.datasets
-from db import outbox
+from db import leases, outbox
 from trainer.datasets import examine, materialise, store_version
 from trainer.manifest import load
 from trainer.store import DamagedError, FolderStore
@@ -338,6 +338,26 @@ def test_the_same_files_with_the_same_key_are_one_data_set(service):
     assert settled(service, send("died").json()["id"])["status"] == "ready"
     assert ours() == 2
     assert send("another").json()["id"] not in known
+
+
+def test_where_validation_fails_a_worker_may_have_it_at_once(service):
+    def fails(*_: object) -> bool:
+        gone.set()
+        raise ConnectionError("no answer")
+
+    gone = threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api.routes.datasets.datasets, "validate", fails)
+        dataset_id = by_reference(service, a_data_set(rows=5))
+        assert gone.wait(20)
+
+    def free() -> bool:
+        with service.database.read() as session:
+            return not leases.held(session, f"dataset:{dataset_id}")
+
+    until(free)
+    tick(service.database, service.store, service.settings)
+    assert settled(service, dataset_id)["status"] == "ready"
 
 
 def _away(*_: object) -> None:

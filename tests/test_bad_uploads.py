@@ -10,6 +10,7 @@ from test_api_datasets import TASK, a_data_set, clip, tarred, zipped
 
 from db import datasets, records
 from db.datasets import TRIES, VALIDATION_RETRY_S, unvalidated, validating
+from db.idempotency import KEPT_S
 from db.ids import new_id
 from db.session import Database
 from db.settings import Settings
@@ -192,3 +193,28 @@ def test_one_whose_worker_always_dies_is_refused_too(simulated, clock, settings,
         clock.at += 1000
     tick(simulated, store, settings)
     assert "begun 5 times" in report_of(simulated, store, dataset_id)["message"]
+
+
+def test_an_upload_that_was_given_up_is_refused_after_a_week(simulated, clock, settings, store):
+    """One whose sender died between its row and its files, and had no key to come back with."""
+    project = a_project(simulated)
+    given_up, in_time = new_id("file-"), new_id("file-")
+    with simulated.write() as session:
+        datasets.add(session, project, given_up, "turns", "uploading")
+    waits = waiting(simulated, store, zipped(a_data_set(rows=2)))
+    for passed, found in ((KEPT_S - 60, "uploading"), (120, "refused"), (120, "refused")):
+        clock.at += passed
+        with simulated.write() as session:
+            if found == "uploading":
+                datasets.add(session, project, in_time, "turns", "uploading")
+            datasets.sweep(session)
+        assert status_of(simulated, given_up) == found
+    assert "not completed within 7 days; send it again" in report_of(simulated, store, given_up)["message"]
+    assert (status_of(simulated, in_time), status_of(simulated, waits)) == ("uploading", "validating")
+
+
+def status_of(database: Database, dataset_id: str) -> str:
+    with database.read() as session:
+        row = datasets.find(session, dataset_id)
+    assert row is not None
+    return row.status

@@ -21,15 +21,18 @@ from test_api_datasets import a_data_set, settled, zipped
 
 from attune.cli import main
 from attune.instance import Instance
-from db import attempts, bases, jobs, keys, records
+from db import attempts, bases, datasets, jobs, keys, records
 from db.models import Attempt, Checkpoint, Dataset, Event, Job, Key, Metric, Project, Runner, Series, Study
 from db.reingest import reingest
 from db.session import Database
+from db.settings import Settings
 from trainer.resolve import Resolved
 from trainer.run import run
 from trainer.store import FolderStore, open_store
+from worker.dataset import tick as validate_data_sets
 from worker.finalize import finalize
 from worker.ticks import Parts, record
+from worker.validate import validate_waiting
 
 pytest_plugins = ["databases"]
 
@@ -371,6 +374,38 @@ def test_a_job_waits_outside_for_its_data_set(database, store, tmp_path):
     put(store, f"projects/proj-1/datasets/{version}/files.json", {})
     report = reingest(database, store, "code")
     assert (report.problems, report.jobs) == ([], {"queued": 1})
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_job_is_validated_again_once_its_data_set_is_ready(simulated, clock, store, tmp_path, began):
+    """Both were accepted, and the end of the data set's validation is not in the store yet: one call takes them in."""
+    for name, data in a_data_set().items():
+        (tmp_path / "turns" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "turns" / name).write_bytes(data)
+    dataset = f"file-{'0' * 26}"
+    whole = resolved(tmp_path / "turns").model_dump(mode="json", by_alias=True)
+    whole["spec"]["data"]["corpus"] = dataset
+    place = a_job(store, "ftjob-1", spec=whole["spec"])
+    if began:
+        put(store, f"{place}/spec.json", whole)
+        put(store, f"{place}/attempts/1/claim.json", {"claim": "x", "at": 3000.0})
+    put(store, f"projects/proj-1/uploads/{dataset}/dataset.json", {"name": "d", "created_at": 1.0})
+    put(store, f"projects/proj-1/uploads/{dataset}/uri", b"turns")
+    report = reingest(simulated, store, "code")
+    assert (report.problems, report.jobs) == ([], {"validating": 1})
+    settings = Settings(
+        database_url="sqlite:///unused", broker_url="redis://nowhere", store=str(store.root), data=str(tmp_path),
+        cache=str(tmp_path / "cache"), code="code",
+    )  # fmt: skip
+    assert validate_waiting(simulated, settings, store) == 0
+    assert [e["type"] for e in rows(simulated, Event)] == ["job.reingested"]  # it has cost no try
+    validate_data_sets(simulated, store, settings)
+    assert validate_waiting(simulated, settings, store) == 1
+    (job,) = rows(simulated, Job)
+    assert (job["status"], job["message"], job["attempts"]) == ("queued", "", 1 if began else 0)
+    assert (job["resolved"] == whole) == began
+    with simulated.read() as session:
+        assert list(datasets.pins(session, "proj-1", job["resolved"]["spec"])) == [dataset]
 
 
 def test_beside_a_running_service_nothing_is_changed(database, store, tmp_path):

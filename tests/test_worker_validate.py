@@ -13,6 +13,7 @@ from processes import Blocked, until
 from db import bases, events, jobs, keys, leases, outbox
 from db.attempts import done
 from db.settings import Settings
+from db.turn import LONG
 from trainer.resolve import Resolved
 from trainer.result import Result, Score
 from trainer.store import FolderStore
@@ -197,9 +198,9 @@ def test_a_job_whose_worker_always_dies_ends_too(simulated, clock, settings, sto
     job = submit(simulated)
     for n in range(TRIES):
         with simulated.write() as session:  # as far as a worker gets that is killed
-            leases.take(session, f"validate:{job}", f"worker {n}", validation.TURN_S)
+            leases.take(session, f"validate:{job}", f"worker {n}", LONG[0])
             assert jobs.validating(session, job) == n + 1
-        clock.at += validation.TURN_S + 1
+        clock.at += LONG[0] + 1
     assert validate_waiting(simulated, settings, store) == 1
     found = row(simulated, job)
     assert (found.status, found.reason) == ("failed", "infrastructure")
@@ -209,10 +210,10 @@ def test_a_job_whose_worker_always_dies_ends_too(simulated, clock, settings, sto
 def test_a_turn_that_another_has_is_left_to_it_until_it_runs_out(simulated, clock, settings, store, corpus):
     job = submit(simulated)
     with simulated.write() as session:
-        leases.take(session, f"validate:{job}", "a worker that was killed", validation.TURN_S)
+        leases.take(session, f"validate:{job}", "a worker that was killed", LONG[0])
     assert validate_waiting(simulated, settings, store) == 0
     assert not validate(simulated, settings, store, job)
-    clock.at += validation.TURN_S + 1
+    clock.at += LONG[0] + 1
     assert validate_waiting(simulated, settings, store) == 1
     assert status(simulated, job) == "queued"
 

@@ -3,10 +3,10 @@
 import logging
 import time
 
-from db import idempotency, leases, outbox, runners
+from db import datasets, idempotency, leases, outbox, runners
 from db.session import Database
+from db.turn import turn
 from worker.ray_jobs import TICK_S, RayError, RayJobs
-from worker.turn import turn
 
 RECORD_S = 3600.0
 """How long Ray keeps what it knows of an ended runner, its log among it."""
@@ -17,12 +17,13 @@ _log = logging.getLogger("attune.worker")
 
 
 def collect(database: Database, ray: RayJobs) -> int:
-    """Forget wake-ups, idempotency keys and leases of old, and Ray's records of ended runners; how many of those."""
+    """Forget wake-ups, idempotency keys and leases of old, uploads that were given up, and Ray's records of ended
+    runners; how many of those."""
     with turn(database, "collect") as mine:
         if not mine:
             return 0
         with database.write() as session:
-            for part in (outbox, idempotency, leases):
+            for part in (outbox, idempotency, leases, datasets):
                 part.sweep(session)
         return _forget_runners(database, ray)
 

@@ -6,11 +6,9 @@ import threading
 from db import datasets
 from db.session import Database
 from db.settings import Settings
+from db.turn import LONG, turn
 from trainer.store import Store
-from worker.turn import turn
 
-TURN_S, LONGEST_S = 20.0, 3600.0
-"""A dead worker's turn runs out after so long; a living one's is renewed for so long."""
 TICK_S = 25.0
 
 _log = logging.getLogger("attune.worker")
@@ -41,5 +39,5 @@ def tick(database: Database, store: Store, settings: Settings) -> None:
 
 def validate_dataset_version(database: Database, store: Store, settings: Settings, dataset_id: str) -> bool:
     """Validate one data set; whether this call settled it. A repeated one does nothing."""
-    with turn(database, f"dataset:{dataset_id}", TURN_S, LONGEST_S) as mine:
+    with turn(database, f"dataset:{dataset_id}", *LONG) as mine:
         return bool(mine) and datasets.validate(database, store, settings, dataset_id)

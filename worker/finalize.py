@@ -9,9 +9,9 @@ from db import events, jobs
 from db.events import New
 from db.models import Attempt, Job
 from db.session import Database
+from db.turn import turn
 from trainer.result import Result
 from trainer.store import DamagedError, MissingError, Store
-from worker.turn import turn
 
 
 def finalize(database: Database, store: Store, job_id: str) -> bool:

@@ -11,8 +11,8 @@ from db import attempts, datasets, jobs, leases, outbox, runners
 from db.attempts import LEASE_S
 from db.models import Runner
 from db.session import Database, clock
+from db.turn import turn
 from worker.ray_jobs import TICK_S, RayError, RayJob, RayJobs
-from worker.turn import turn
 
 TURN_S = 60.0
 WORKER_S = 60.0

@@ -12,8 +12,8 @@ from db.jobs import Waiting
 from db.models import Runner
 from db.session import Database, clock
 from db.settings import Settings
+from db.turn import turn
 from worker.ray_jobs import TICK_S, RayError, RayJobs, RayRefusedError, RayUnavailableError
-from worker.turn import turn
 
 ENTRYPOINT = "exec python -m trainer.runner"
 """`exec`: Ray's SIGTERM is to reach the runner, not a shell."""

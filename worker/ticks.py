@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from celery import Celery
+from sqlalchemy.orm import Session
 
 from db import outbox, records
 from db.outbox import Wake
 from db.session import Database
 from db.settings import Settings
+from db.turn import turn
 from trainer.store import Store
 from worker import dataset
 from worker import validate as validation
@@ -20,7 +22,6 @@ from worker.finalize import finalize
 from worker.ray_jobs import RayJobs
 from worker.reconcile import reconcile
 from worker.scheduler import scale
-from worker.turn import turn
 
 EVERY_S = {"relay": 1.0, "record": 2.0, "scale": 5.0, "reconcile": 5.0, "collect": 300.0}
 """Seconds between the ticks that come by themselves."""
@@ -38,22 +39,22 @@ class Parts(NamedTuple):
 
 def relay(parts: Parts) -> None:
     """Send the wake-ups that wait."""
-    with parts.database.read() as session:
-        if not outbox.waits(session):
-            return
-    with turn(parts.database, "relay") as mine:
-        if mine:
-            outbox.relay(parts.database, parts.send)
+    _where(parts, outbox.waits, "relay", lambda: outbox.relay(parts.database, parts.send))
 
 
 def record(parts: Parts) -> None:
     """Write down in the store what only the database knows."""
+    _where(parts, records.wait, "record", lambda: records.write(parts.database, parts.store))
+
+
+def _where(parts: Parts, waits: Callable[[Session], bool], name: str, work: Callable[[], object]) -> None:
+    """Work in turn, where something waits: most rounds find nothing, and must not take SQLite's one writer's place."""
     with parts.database.read() as session:
-        if not records.wait(session):
+        if not waits(session):
             return
-    with turn(parts.database, "record") as mine:
+    with turn(parts.database, name) as mine:
         if mine:
-            records.write(parts.database, parts.store)
+            work()
 
 
 def install(app: Celery, parts: Parts) -> None:

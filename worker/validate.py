@@ -13,17 +13,15 @@ from db.events import New
 from db.pools import pool_of
 from db.session import Database
 from db.settings import Settings
+from db.turn import LONG, turn
 from trainer.fields import problem
 from trainer.resolve import Resolved, read_and_resolve
 from trainer.result import reason_of
 from trainer.spec import parse_job
 from trainer.store import Store
-from worker.turn import turn
 
 TRIES = 5
 """Validations that may fail, or die with their worker, before the job does."""
-TURN_S, LONGEST_S = 20.0, 3600.0
-"""A dead worker's turn runs out after so long; a living one's is renewed for so long."""
 TICK_S = 25.0
 AT_ONCE = 2
 """Validations at a time in one process: each holds its data set's rows in memory."""
@@ -64,7 +62,7 @@ def validate_waiting(database: Database, settings: Settings, store: Store) -> in
 
 def validate(database: Database, settings: Settings, store: Store, job_id: str) -> bool:
     """Validate one job; whether this call settled it. A repeated one does nothing."""
-    with turn(database, f"validate:{job_id}", TURN_S, LONGEST_S) as mine:
+    with turn(database, f"validate:{job_id}", *LONG) as mine:
         if not mine:
             return False
         with database.write() as session:
@@ -78,7 +76,9 @@ def validate(database: Database, settings: Settings, store: Store, job_id: str) 
         try:
             spec = parse_job(job.spec)
             datasets.bring(database, store, settings, job.project_id, job.spec)
-            resolved = read_and_resolve(spec, settings.roots)[0]
+            # one that had begun before the database was made anew goes on as what it began as
+            begun = Resolved.model_validate(job.resolved) if job.resolved else None
+            resolved = begun or read_and_resolve(spec, settings.roots)[0]
             _allowed(database, job.project_id, resolved)
         except Exception as error:
             return _failed(database, job_id, error, tries)

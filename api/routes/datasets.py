@@ -21,10 +21,11 @@ from api.errors import ApiError, not_found
 from api.local_paths import leaves
 from api.routes.jobs import Limit
 from api.shapes import seconds
-from db import datasets, idempotency, leases, outbox
+from db import datasets, idempotency, outbox
 from db.ids import new_id
 from db.keys import Holder
 from db.models import Dataset
+from db.turn import LONG, turn
 from trainer.manifest import locate
 from trainer.store import ConflictError
 
@@ -35,7 +36,6 @@ MOST_PARTS = 64
 SMALL_ROWS = 2000
 """Up to so many rows, or in one part, a data set is validated by this process; larger ones wait for a worker."""
 TASK_BYTES = 1 << 20
-LEASE_S = 600.0
 
 _log = logging.getLogger("attune.api")
 _slots = threading.BoundedSemaphore(2)
@@ -189,17 +189,12 @@ def _begin(app: Context, dataset_id: str) -> None:
 
 
 def _validate(app: Context, dataset_id: str) -> None:
-    name, holder = f"dataset:{dataset_id}", new_id("api-")
-    with _slots:
-        try:
-            with app.database.write() as session:
-                if leases.take(session, name, holder, LEASE_S) is None:
-                    return
-            datasets.validate(app.database, app.store, app.settings, dataset_id)
-            with app.database.write() as session:
-                leases.give_back(session, name, holder)
-        except Exception:  # the thread's boundary: it waits on, and a worker finds it
-            _log.exception("validation of %s", dataset_id)
+    try:
+        with _slots, turn(app.database, f"dataset:{dataset_id}", *LONG) as mine:
+            if mine:
+                datasets.validate(app.database, app.store, app.settings, dataset_id)
+    except Exception:  # the thread's boundary: it waits on, and a worker finds it
+        _log.exception("validation of %s", dataset_id)
 
 
 def _shape(row: Dataset, report: bool = False) -> dict[str, Any]:

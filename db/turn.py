@@ -1,4 +1,4 @@
-"""Turns: of all threads of all workers, one does a thing at a time.
+"""Turns: of all threads of all processes, one does a thing at a time.
 
 A turn is a lease in the database. It ends with the block, or runs out some time after its process died.
 """
@@ -15,7 +15,11 @@ from contextlib import contextmanager
 from db import leases
 from db.session import Database
 
-_log = logging.getLogger("attune.worker")
+LONG = (20.0, 3600.0)
+"""`seconds` and `longest_s` of work that takes minutes: a dead process's turn runs out after 20 s, a living one's is
+renewed for an hour."""
+
+_log = logging.getLogger("attune.turn")
 
 
 @contextmanager
