@@ -182,6 +182,8 @@ def test_links_are_for_where_users_reach_s3(moto_endpoint, tmp_path, monkeypatch
         service.store.put(f"projects/{service.project}/jobs/{job}/spec.json", b"{}")
         answer = service.http.get(f"/v1/jobs/{job}/artifacts/spec.json")
     assert answer.status_code == 302
+    part = httpx2.get(answer.headers["location"], headers={"Range": "bytes=0-0"})
+    assert (part.status_code, len(part.content)) == (206, 1)
     assert answer.headers["location"].startswith(f"{public}/of-links/store/projects/")
     assert httpx2.get(answer.headers["location"]).content == b"{}"
 

@@ -1,14 +1,16 @@
 """What a job answered, the recordings it was asked about, and two jobs against each other."""
 
+import gc
 import io
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from api_server import ROOT, Service, posted
+from api_server import ROOT, Service, posted, until
 
 from trainer import audio
 from trainer.compare import compare, interval
@@ -103,6 +105,25 @@ def test_the_recording_of_a_test_utterance(service, done):
         assert service.http.get(f"/v1/jobs/{job}/audio/{other}").status_code == 404, other
     waiting = posted(service.http, "/v1/jobs", SPEC)["id"]
     assert service.http.get(f"/v1/jobs/{waiting}/audio/{utterance.id}").status_code == 409
+
+
+def test_a_part_of_a_recording(service, done, tmp_path, monkeypatch):
+    """What a player asks for when somebody seeks, each part of the same file."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    job, rows = done["weak1"]
+    place = f"/v1/jobs/{job}/audio/{rows[0]['utterance']}"
+    whole = service.http.get(place)
+    assert whole.headers["accept-ranges"] == "bytes"
+    same, size = {"If-Range": whole.headers["etag"]}, len(whole.content)
+    for asked, start, end in (("0-", 0, size), ("100-199", 100, 200), ("-50", size - 50, size), ("44-", 44, size)):
+        found = service.http.get(place, headers={"Range": f"bytes={asked}", **same})
+        assert (found.status_code, found.headers["content-type"]) == (206, "audio/wav"), asked
+        assert found.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+        assert found.content == whole.content[start:end]
+    assert service.http.get(place, headers={"Range": f"bytes={size}-"}).status_code == 416
+    other = service.http.get(place, headers={"Range": "bytes=0-9", "If-Range": '"of another file"'})
+    assert (other.status_code, other.content) == (200, whole.content)
+    until(lambda: gc.collect() and not list(tmp_path.iterdir()))
 
 
 def test_a_test_set_that_has_changed_is_not_played(service):

@@ -1,13 +1,14 @@
 """What a job answered to its test set, and what it was asked: rows and recordings."""
 
-import io
 import json
+import os
+import tempfile
 from functools import lru_cache
 from typing import Any, Literal
 
 import soundfile
 from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi.responses import FileResponse, Response
 
 from api import schema, shapes
 from api.deps import App, Reader
@@ -82,9 +83,10 @@ def _metric(job: Job) -> str:
 
 
 @router.get("/{job_id}/audio/{utterance:path}", response_class=Response,
-            responses={200: {"content": {"audio/wav": {}}}})  # fmt: skip
+            responses={200: {"content": {"audio/wav": {}}}, 206: {"content": {"audio/wav": {}}}})  # fmt: skip
 def recording(job_id: str, utterance: str, app: App, who: Reader) -> Response:
-    """The recording of a test utterance, from its offset for its duration: WAV, 16 kHz, mono."""
+    """The recording of a test utterance, from its offset for its duration: WAV, 16 kHz, mono; in parts (`Range`) too,
+    without which a browser's player cannot seek."""
     with app.database.read() as session:
         job = found(session, job_id, who)
     if job.resolved is None:
@@ -98,9 +100,19 @@ def recording(job_id: str, utterance: str, app: App, who: Reader) -> Response:
         wave = audio.read(row.audio, row.offset_s, row.duration_s)
     except audio.AudioError:  # its text would tell where it lies
         raise not_found("recording", utterance) from None
-    out = io.BytesIO()
-    soundfile.write(out, wave, audio.RATE, format="WAV", subtype="PCM_16")
-    return Response(out.getvalue(), media_type="audio/wav", headers={"Cache-Control": "private, max-age=3600"})
+    kept = tempfile.NamedTemporaryFile(prefix="attune-", suffix=".wav")  # noqa: SIM115  # as long as the answer
+    soundfile.write(kept, wave, audio.RATE, format="WAV", subtype="PCM_16")
+    kept.flush()
+    os.utime(kept.name, (0, int(job.created_at)))  # its parts are of one file: ETag and Last-Modified follow from this
+    response = _Kept(kept.name, media_type="audio/wav", headers={"Cache-Control": "private, max-age=3600"})
+    response.kept = kept
+    return response
+
+
+class _Kept(FileResponse):
+    """An answer from a temporary file, which goes with it, also where the client hangs up."""
+
+    kept: Any
 
 
 @lru_cache(maxsize=16)
