@@ -1,10 +1,13 @@
 """Data sets: uploaded or taken over, validated, and from then on immutable. A spec names one as `file-…[:split]`."""
 
+import gzip
 import logging
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +23,7 @@ from db.settings import Settings
 from trainer.archive import ArchiveError, unpack
 from trainer.datasets import examine, materialise, store_version
 from trainer.fields import SpecError, UnfitDataError, problem
-from trainer.manifest import ManifestError
+from trainer.manifest import ManifestError, manifests_in
 from trainer.store import Store
 
 TRIES, VALIDATION_RETRY_S = 5, 30.0
@@ -28,6 +31,9 @@ TRIES, VALIDATION_RETRY_S = 5, 30.0
 as much again after every further one."""
 AGAIN = "see the service's log, and send it again"
 
+MANIFEST_BYTES, TASK_BYTES = 512 << 20, 1 << 20
+"""Of an upload's manifests together, unpacked (some two million rows), and of its task.yaml: they are read into memory,
+and a few bytes may unpack to any number."""
 UNSETTLED = ("uploading", "validating")
 """Statuses of a data set that may yet become ready."""
 
@@ -190,7 +196,23 @@ def _unpacked(store: Store, place: str, folder: Path) -> Path:
             if (content / name).exists():
                 raise ArchiveError(f"{name} was sent and is in the archive too; leave one out")
             store.fetch(f"{place}/{name}", content / name)
+    if (content / TASK).is_file() and (content / TASK).stat().st_size > TASK_BYTES:
+        raise ArchiveError(f"{TASK} has more than 1 MiB; a task is a few lines of instructions and labels")
+    if sum(_unpacked_size(path) for path in manifests_in(content).values()) > MANIFEST_BYTES:
+        most = f"{MANIFEST_BYTES / 2**20:.0f} MiB"
+        raise ArchiveError(f"its manifests hold more than {most}, unpacked; make several data sets of it")
     return content
+
+
+def _unpacked_size(manifest: Path) -> int:
+    """Bytes of a manifest, packed or not; counted no further than what is too much."""
+    if manifest.suffix != ".gz":
+        return manifest.stat().st_size
+    size = 0
+    with suppress(gzip.BadGzipFile, EOFError, zlib.error), gzip.open(manifest) as file:  # who reads it will say so
+        while size <= MANIFEST_BYTES and (block := file.read(1 << 20)):
+            size += len(block)
+    return size
 
 
 # ---- in specs

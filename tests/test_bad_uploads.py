@@ -137,6 +137,26 @@ def test_where_there_is_no_line_the_data_set_is_refused(database, settings, stor
     assert str(settings.cache) not in message
 
 
+@pytest.mark.parametrize("files", [
+    {"train2.jsonl": b"\n" * 9_000}, {"train2.jsonl.gz": gzip.compress(b"\n" * 9_000)},
+    {f"t{n}.jsonl.gz": gzip.compress(b" " * 999) for n in range(9)},
+], ids=["plain", "gzip", "together"])  # fmt: skip
+def test_what_unpacks_to_too_much_is_refused_before_it_is_read(database, settings, store, monkeypatch, files):
+    monkeypatch.setattr(datasets, "MANIFEST_BYTES", 8_000)
+    monkeypatch.setattr(datasets, "examine", lambda *_: pytest.fail("it was read"))
+    dataset_id = waiting(database, store, zipped({**a_data_set(rows=2), **files}))
+    assert datasets.validate(database, store, settings, dataset_id)
+    message = report_of(database, store, dataset_id)["message"]
+    assert message.startswith("its manifests hold more than")
+    assert "make several data sets" in message
+
+
+def test_a_task_that_is_too_long_is_refused_before_it_is_read(database, settings, store):
+    dataset_id = waiting(database, store, zipped({**a_data_set(rows=2), "task.yaml": b"#" * (1 << 20) + b"#"}))
+    assert datasets.validate(database, store, settings, dataset_id)
+    assert "task.yaml has more than 1 MiB" in report_of(database, store, dataset_id)["message"]
+
+
 def test_an_emoji_is_no_half(database, settings, store):
     dataset_id = waiting(database, store, zipped(changed(text="nice \N{GRINNING FACE}")))
     assert datasets.validate(database, store, settings, dataset_id)

@@ -35,7 +35,6 @@ MOST_PARTS = 64
 """Of at most `api.bodies.PART` bytes each: together what an archive may hold."""
 SMALL_ROWS = 2000
 """Up to so many rows, or in one part, a data set is validated by this process; larger ones wait for a worker."""
-TASK_BYTES = 1 << 20
 
 _log = logging.getLogger("attune.api")
 _slots = threading.BoundedSemaphore(2)
@@ -148,7 +147,7 @@ def _uploaded(app: Context, who: Holder, form: Mapping[str, Any], key: str | Non
     if not 0 < len(given) <= 200 or not files.keys() & {"manifest", "archive"}:
         message = "send a name of up to 200 characters, and manifest or archive or both, as files"
         raise ApiError(400, message, code="invalid_request", param="name")
-    if "task" in files and (files["task"].size or 0) > TASK_BYTES:
+    if "task" in files and (files["task"].size or 0) > datasets.TASK_BYTES:
         raise ApiError(413, "task: a task.yaml may have 1 MiB", code="too_large", param="task")
     asked = {"name": given, "files": {part: _sha256(file) for part, file in files.items()}} if key is not None else None
     with app.database.write() as session:

@@ -101,8 +101,7 @@ def recording(job_id: str, utterance: str, app: App, who: Reader) -> Response:
     except audio.AudioError:  # its text would tell where it lies
         raise not_found("recording", utterance) from None
     kept = tempfile.NamedTemporaryFile(prefix="attune-", suffix=".wav")  # noqa: SIM115  # as long as the answer
-    soundfile.write(kept, wave, audio.RATE, format="WAV", subtype="PCM_16")
-    kept.flush()
+    soundfile.write(kept.name, wave, audio.RATE, format="WAV", subtype="PCM_16")
     os.utime(kept.name, (0, int(job.created_at)))  # its parts are of one file: ETag and Last-Modified follow from this
     response = _Kept(kept.name, media_type="audio/wav", headers={"Cache-Control": "private, max-age=3600"})
     response.kept = kept
