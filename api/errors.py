@@ -1,5 +1,6 @@
 """One shape for every error: `{"error": {"message", "type", "param", "code"}}`, and nothing without it."""
 
+import errno
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +66,14 @@ def install(app: FastAPI) -> None:
     on(OverflowError, lambda e: answer(400, "a number is too large", code="invalid_request"))
     on(UnstorableError, lambda e: answer(400, "a value is too large, or no text", code="invalid_request"))
     on(RequestValidationError, _invalid)
+    on(UnicodeEncodeError, lambda e: answer(400, "a text holds half of a character", code="invalid_request"))
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
+
+    @app.exception_handler(OSError)
+    def _named(request: Request, error: OSError) -> JSONResponse:
+        if error.errno == errno.ENAMETOOLONG:
+            return answer(400, "a name is longer than names of files may be", code="invalid_request")
+        return _unexpected(request, error)
 
     @app.exception_handler(Exception)
     def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -81,8 +89,12 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
         message = f"body: no JSON at character {first['loc'][-1]}: {first['ctx']['error']}"
         return answer(400, message, code="invalid_request", param="body")
     given = first.get("input")
-    shown = "" if isinstance(given, dict | list) or given is None else f" (given: {given!r})"
+    shown = "" if isinstance(given, dict | list | bytes) or given is None else f" (given: {_short(repr(given))})"
     return answer(400, f"{path}: {first['msg']}{shown}", code="invalid_request", param=path)
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 200 else f"{value[:200]}…"
 
 
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}

@@ -55,6 +55,10 @@ REFUSALS = [
     ("POST", "/v1/jobs", {**JOB, "base": "/etc"}, 400, "invalid_spec"),
     ("POST", "/v1/jobs?dry_run=true", {**JOB, "data": {"speech": "nowhere:train"}}, 400, "invalid_spec"),
     ("POST", "/v1/jobs?dry_run=true", {**JOB, "data": {"speech": "../x"}}, 400, "invalid_spec"),
+    ("POST", "/v1/jobs?dry_run=true", {**JOB, "base": "x" * 5000}, 400, "invalid_request"),
+    ("POST", "/v1/jobs?dry_run=true", {**JOB, "steps": 10**9}, 400, "invalid_spec"),
+    ("POST", "/v1/jobs?dry_run=true", {**JOB, "global_batch": 10**12}, 400, "invalid_spec"),
+    ("POST", "/v1/datasets", {"name": "x", "uri": "x" * 5000}, 400, "invalid_request"),
     ("POST", "/v1/studies", {"study": "s"}, 400, "invalid_spec"),
     ("POST", "/v1/keys", {"name": "k", "scope": "all"}, 400, "invalid_request"),
     ("POST", "/v1/keys", {"name": "k", "more": 1}, 400, "invalid_request"),
@@ -66,6 +70,7 @@ REFUSALS = [
     ("GET", "/v1/jobs?name=%00", None, None, None),
     ("GET", "/v1/jobs?after=%ff%fe", None, 400, "invalid_request"),
     ("POST", "/internal/v1/runners/run-none/register", {"code": "x"}, 401, "bad_code"),
+    ("POST", "/internal/v1/runners/run-none/register", b'{"code": "\\ud800"}', 400, "invalid_request"),
     ("POST", "/internal/v1/attempts/ftjob-none/1/beat", {"first_seq": 1, "events": []}, 410, "fenced"),
     ("POST", f"/internal/v1/attempts/ftjob-none/{10**30}/beat", {"first_seq": 1, "events": []}, None, None),
 ]
