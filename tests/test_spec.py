@@ -95,6 +95,8 @@ UNFIT = [
     ({"tuning": {"method": "projector"}, "recipe": {"name": "limited_speech", "scheme": "text_only"}},
      "tuning.method: stage text_only would train nothing: it opens only lm, and tuning keeps lm frozen; "
      "mix in recordings, or use method: lora (given: 'projector')"),
+    ({"steps": 10**9}, "steps: 8,000,000,000 examples would be presented; a job has 100,000,000 at most"),
+    ({"steps": None, "epochs": 1e9}, "steps: 52,000,000,000 examples would be presented"),
 ]  # fmt: skip
 
 

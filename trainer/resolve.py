@@ -21,6 +21,8 @@ from trainer.tokens import DataError
 WHOLE_BYTES = 64 << 20
 """Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
 SAMPLES, BLOCK = 256, 1 << 16
+MOST_PRESENTATIONS = 100_000_000
+"""Of a job: its plan is arrays of that length."""
 
 ADDED: dict[str, Any] = {
     "spec.tuning.dora": False,
@@ -164,6 +166,13 @@ def _unknown_targets(spec: JobSpec) -> list[Problem]:
     ]
 
 
+def _refuse_endless(stages: Sequence[Stage], spec: JobSpec) -> None:
+    """SpecError for a job whose plan, which lists what is presented one by one, would not fit into memory."""
+    if (count := sum(stage.steps for stage in stages) * spec.global_batch) > MOST_PRESENTATIONS:
+        said = f"{count:,} examples would be presented; a job has {MOST_PRESENTATIONS:,} at most, so make several of it"
+        raise problem("steps", said, spec.steps)
+
+
 def _refuse_idle(stages: Sequence[Stage], spec: JobSpec) -> None:
     """SpecError for stages that would train nothing: all they open is frozen by `tuning`, or out of reach of text."""
     tuning, problems = spec.tuning, []
@@ -208,6 +217,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     refuse_unbuilt(spec)
     stages = spec.recipe.stages(corpus.counts(), budget_of(spec))
     _refuse_idle(stages, spec)
+    _refuse_endless(stages, spec)
     used = list(dict.fromkeys(source for stage in stages for source in stage.mix))
     if corpus.test is None:
         raise SpecError([Problem("evaluate.on", None, "no test set")])
