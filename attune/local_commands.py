@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from attune import show_jobs
 from attune.home import LocalError, home
-from attune.service_commands import Command, as_json, failed
+from attune.service_commands import Command, Run, as_json, failed
 
 
 def add(command: Command) -> None:
@@ -33,13 +34,27 @@ def _folder(sub: argparse.ArgumentParser) -> None:
     as_json(sub)
 
 
+def _needs(extras: str) -> Callable[[Run], Run]:
+    """The command, or what to install where a package that it needs is missing."""
+
+    def guarded(run: Run) -> Run:
+        def checked(args: argparse.Namespace) -> int:
+            try:
+                return run(args)
+            except ModuleNotFoundError as error:
+                return failed(args, f"{error.name} is not installed: pip install 'attune[{extras}]'")
+
+        return checked
+
+    return guarded
+
+
+@_needs("service,embedded,ray,trainer")
 def _up(args: argparse.Namespace) -> int:
-    try:
-        from attune.instance import Instance
-        from attune.local import up
-        from attune.processes import ProcessError
-    except ModuleNotFoundError as error:
-        return failed(args, f"{error.name} is not installed: pip install 'attune[service,embedded,ray,trainer]'")
+    from attune.instance import Instance
+    from attune.local import up
+    from attune.processes import ProcessError
+
     instance = Instance(home(args.data))
     try:
         made = up(instance, port=args.port, data_roots=args.data_root, ray=args.ray, say=_say)
@@ -57,6 +72,7 @@ def _up(args: argparse.Namespace) -> int:
     return 0
 
 
+@_needs("service")
 def _down(args: argparse.Namespace) -> int:
     folder = home(args.data)
     if not folder.exists():
@@ -93,13 +109,12 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if any(finding.needed and not finding.ok for finding in findings) else 0
 
 
+@_needs("service")
 def _reingest(args: argparse.Namespace) -> int:
     """Exit code 1 also where some of the store could not be taken in."""
-    try:
-        from attune.instance import Instance
-        from attune.local import reingest
-    except ModuleNotFoundError as error:
-        return failed(args, f"{error.name} is not installed: pip install 'attune[service]'")
+    from attune.instance import Instance
+    from attune.local import reingest
+
     instance = Instance(home(args.data))
     try:
         report = reingest(instance)

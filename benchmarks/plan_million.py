@@ -7,9 +7,7 @@ benchmarks/results/plan_million.json.
 
 import argparse
 import json
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.medians import written  # noqa: E402
 
 
 def write(folder: Path, rows: int) -> None:
@@ -93,24 +93,7 @@ def main() -> None:
         write(Path(folder), args.rows)
         command = [sys.executable, __file__, "--measure", folder]
         runs = [json.loads(subprocess.check_output(command)) for _ in range(args.repeat)]
-    table = {
-        key: {
-            "median": round(statistics.median(r[key] for r in runs), 3),
-            "min": round(min(r[key] for r in runs), 3),
-            "max": round(max(r[key] for r in runs), 3),
-        }
-        for key in runs[0]
-    }
-    document = {
-        "rows": args.rows,
-        "repeat": args.repeat,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        "results": table,
-    }
-    out = ROOT / "benchmarks" / "results" / "plan_million.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    table = written("plan_million", runs, 3, rows=args.rows)
     for key, value in table.items():
         print(f"{key:14} {value['median']:>10} ({value['min']} to {value['max']})")
 

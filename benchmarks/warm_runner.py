@@ -12,10 +12,8 @@ ratio means something on a machine that others use too; the load average stands 
 import argparse
 import json
 import os
-import platform
 import shlex
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from attune.client import Client  # noqa: E402
 from attune.instance import Instance  # noqa: E402
+from benchmarks.medians import written  # noqa: E402
 from worker.ray_jobs import RayJobs  # noqa: E402
 
 FIRST = "attempts/1/checkpoints/1/manifest.json"
@@ -106,27 +105,12 @@ def measure(folder: Path, repeat: int) -> None:
 
 
 def store(first: float, rounds: list[dict[str, float]]) -> None:
-    """Medians with minimum and maximum, and the rounds themselves."""
-    table = {
-        key: {
-            "median": round(statistics.median(r[key] for r in rounds), 2),
-            "min": round(min(r[key] for r in rounds), 2),
-            "max": round(max(r[key] for r in rounds), 2),
-        }
-        for key in rounds[0]
-    }
-    document = {
-        "peer": "ray job submit of python -m trainer (cold_s), in turns with the service (warm_s), one Ray cluster",
-        "repeat": len(rounds),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other work, {platform.system()}, "
-        f"Python {platform.python_version()}",
-        "first_job_s": round(first, 2),
-        "results": table,
-        "rounds": [{key: round(value, 2) for key, value in r.items()} for r in rounds],
-    }
-    out = ROOT / "benchmarks" / "results" / "warm_runner.json"
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    """Write down all rounds so far."""
+    written(
+        "warm_runner", rounds, 2, first_job_s=round(first, 2),
+        peer="ray job submit of python -m trainer (cold_s), in turns with the service (warm_s), one Ray cluster",
+        rounds=[{key: round(value, 2) for key, value in each.items()} for each in rounds],
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -128,3 +128,14 @@ def test_import_makes_a_data_set_that_validates(tmp_path, capsys, monkeypatch):
 def test_the_front_door_never_loads_torch():
     code = "import sys, attune.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'peft', 'ray')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("command", "extras"), [
+    ("up", "service,embedded,ray,trainer"), ("down", "service"), ("reingest", "service"),
+])  # fmt: skip
+def test_a_package_that_is_missing_is_named_with_the_command_that_brings_it(
+    monkeypatch, capsys, tmp_path, command, extras
+):
+    monkeypatch.setitem(sys.modules, "attune.local", None)
+    assert main([command, "--data", str(tmp_path)]) == 1
+    assert f"attune.local is not installed: pip install 'attune[{extras}]'" in capsys.readouterr().err
