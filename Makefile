@@ -43,7 +43,7 @@ test-faults: install
 	$(BIN)/python -m pytest -v -m "ray or browser or process" $(wildcard tests/test_faults*.py tests/test_local*.py)
 
 test-servers: install
-	ATTUNE_TEST_BROWSER=required $(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py" --ignore-glob="tests/test_local*.py"
+	$(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py" --ignore-glob="tests/test_local*.py"
 
 check: install
 	$(BIN)/ruff check .

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -151,11 +153,17 @@ def test_a_token_is_sent_and_its_lack_is_told():
             assert _ended(ray, "run-t").status == "SUCCEEDED"
 
 
+Answer = Callable[[BaseHTTPRequestHandler, bytes], tuple[int, bytes] | None]
+"""What a server says to a request with this body, a status and a body; where it is None, it hangs up."""
+
+
 class _Server(BaseHTTPRequestHandler):
-    """Answers every request with `answer`, a status and a body; where it is None, hangs up."""
+    def __init__(self, answer: Answer, *given: Any):
+        self.answer = answer
+        super().__init__(*given)
 
     def handle_any(self):
-        answer = self.answer(self.rfile.read(int(self.headers["Content-Length"] or 0)))
+        answer = self.answer(self, self.rfile.read(int(self.headers["Content-Length"] or 0)))
         if answer is None:
             return
         self.send_response(answer[0])
@@ -165,16 +173,13 @@ class _Server(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_DELETE = handle_any  # noqa: N815
 
-    def answer(self, body: bytes) -> tuple[int, bytes] | None:
-        raise NotImplementedError
-
     def log_message(self, *_):
         pass
 
 
 @contextmanager
-def _serving(handler: type[_Server]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def _serving(answer: Answer) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, answer))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -186,11 +191,7 @@ def _serving(handler: type[_Server]) -> Iterator[str]:
 
 
 def _answering(code: int, body: bytes):
-    class Same(_Server):
-        def answer(self, _: bytes):
-            return code, body
-
-    return _serving(Same)
+    return _serving(lambda *_: (code, body))
 
 
 def _between(ray_address: str | None, reply: int | None):
@@ -199,18 +200,17 @@ def _between(ray_address: str | None, reply: int | None):
     Without `ray_address` nothing is passed on, and every question is answered as Ray does where there is no such job.
     """
 
-    class Between(_Server):
-        def answer(self, body: bytes):
-            if self.command == "POST":
-                if ray_address:
-                    httpx2.post(ray_address + self.path, content=body, timeout=PATIENCE)
-                return (reply, b"Traceback\nValueError: lost\n.\n") if reply else None
-            if ray_address is None:
-                return 404, b"Job run-x does not exist"
-            passed = httpx2.get(ray_address + self.path, timeout=PATIENCE)
-            return passed.status_code, passed.content
+    def answer(asked: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes] | None:
+        if asked.command == "POST":
+            if ray_address:
+                httpx2.post(ray_address + asked.path, content=body, timeout=PATIENCE)
+            return (reply, b"Traceback\nValueError: lost\n.\n") if reply else None
+        if ray_address is None:
+            return 404, b"Job run-x does not exist"
+        passed = httpx2.get(ray_address + asked.path, timeout=PATIENCE)
+        return passed.status_code, passed.content
 
-    return _serving(Between)
+    return _serving(answer)
 
 
 @pytest.mark.ray
