@@ -40,14 +40,6 @@ class Page(Shape, Generic[Row]):
     last_id: str | None
 
 
-class Whole(Shape, Generic[Row]):
-    """A list that comes in one part."""
-
-    object: Literal["list"]
-    data: list[Row]
-    has_more: Literal[False]
-
-
 class Progress(Shape):
     """How far a job is: `state` of its attempt, stage, step of steps, the last loss."""
 

@@ -85,6 +85,15 @@ def test_every_refusal_has_the_one_shape(service: Service, method, path, body, s
         assert said(answer)["code"] == code or status is None
 
 
+def test_every_list_is_of_one_shape(service):
+    job = posted(service.http, "/v1/jobs", JOB)["id"]
+    for path in ("jobs", "studies", "datasets", "keys", "bases", f"jobs/{job}/events", f"jobs/{job}/artifacts"):
+        found = service.http.get(f"/v1/{path}").json()
+        ids = [row["id"] for row in found["data"]] or [None]
+        assert found.keys() == {"object", "data", "has_more", "first_id", "last_id"}, path
+        assert (found["object"], found["first_id"], found["last_id"]) == ("list", ids[0], ids[-1]), path
+
+
 def test_a_bad_spec_says_field_value_and_remedy(service):
     error = said(service.http.post("/v1/jobs", json={**JOB, "langauge": "en"}))
     assert (error["param"], error["code"]) == ("langauge", "invalid_spec")

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from api import schema
+from api import schema, shapes
 from api.deps import App, Context, Reader
 from api.errors import not_found
 from api.routes.jobs import found
@@ -25,12 +25,12 @@ def prefix(app: Context, job_id: str, who: Holder) -> str:
         return f"projects/{job.project_id}/jobs/{job.id}/"
 
 
-@router.get("/{job_id}/artifacts", response_model=schema.Whole[schema.Artifact])
+@router.get("/{job_id}/artifacts", response_model=schema.Page[schema.Artifact])
 def listed(job_id: str, app: App, who: Reader) -> dict[str, Any]:
     """Paths of everything the job has left so far."""
     start = prefix(app, job_id, who)
     data = [{"id": key.removeprefix(start), "object": "artifact"} for key in app.store.list(start)]
-    return {"object": "list", "data": data, "has_more": False}
+    return shapes.page(data, False)
 
 
 @router.get("/{job_id}/artifacts/{path:path}", response_class=Response,

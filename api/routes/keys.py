@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import schema
+from api import schema, shapes
 from api.deps import Admin, App, Reader
 from api.errors import not_found
 from api.shapes import seconds
@@ -48,12 +48,11 @@ def issue(body: NewKey, app: App, who: Admin) -> dict[str, Any]:
         return {**_key(key), "secret": secret}
 
 
-@router.get("/keys", response_model=schema.Whole[schema.Key])
+@router.get("/keys", response_model=schema.Page[schema.Key])
 def listed(app: App, who: Admin) -> dict[str, Any]:
     """All keys of the project, without their secrets."""
     with app.database.read() as session:
-        data = [_key(row) for row in keys.listed(session, who.project_id)]
-    return {"object": "list", "data": data, "has_more": False}
+        return shapes.page([_key(row) for row in keys.listed(session, who.project_id)], False)
 
 
 @router.delete("/keys/{key_id}", response_model=schema.Deleted)
@@ -65,13 +64,13 @@ def revoke(key_id: str, app: App, who: Admin) -> dict[str, Any]:
     return {"object": "key", "id": key_id, "deleted": True}
 
 
-@router.get("/bases", response_model=schema.Whole[schema.Base])
+@router.get("/bases", response_model=schema.Page[schema.Base])
 def allowed(app: App, who: Reader) -> dict[str, Any]:
     """Bases that the project's jobs may use; none listed means any."""
     with app.database.read() as session:
         rows = bases.listed(session, who.project_id)
         data = [{"object": "base", "id": b.uri, "revision": b.revision, "licence": b.licence} for b in rows]
-    return {"object": "list", "data": data, "has_more": False}
+    return shapes.page(data, False)
 
 
 @router.post("/bases", response_model=schema.Base)
