@@ -122,11 +122,13 @@ def _validate(args: argparse.Namespace) -> int:
 def _of_spec(spec: JobSpec | StudySpec, roots: list[Path]) -> dict[str, Report]:
     """Reports of every data set that a spec names, by reference; lines are those of its manifests."""
     read = Reader(roots)
-    jobs = [spec] if isinstance(spec, JobSpec) else [run.spec for run in expand(spec, read).jobs().values()]
+    if isinstance(spec, JobSpec):
+        jobs = [resolve(spec, read(spec)).spec]
+    else:
+        jobs = [run.spec for run in expand(spec, read).jobs().values()]
     found: dict[str, Report] = {}
     for job in jobs:
         corpus = read(job)
-        resolve(job, corpus)
         assert corpus.test is not None
         test = {"test": corpus.test.rows}
         for source in corpus.sources.values():

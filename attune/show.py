@@ -1,7 +1,7 @@
 """How the front door prints things: plain text for people, JSON for programs. Nothing is decided here."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,35 @@ def reports(found: Mapping[str, Report], *, as_json: bool) -> None:
         audio = f", {r.recordings} recordings ({r.seconds / 60:.1f} min{silent}), {r.speakers} speakers"
         audio = audio if r.recordings else ""
         print(f"{name}: {r.rows} rows{audio}; {r.errors} errors, {r.warnings} warnings, {r.notes} notes")
+        for line in _facts(r):
+            print(f"  {line}")
         for issue in r.issues[:50]:
             print(f"  {issue}")
         if len(r.issues) > 50:
             print(f"  … and {len(r.issues) - 50} more; --json prints all")
+
+
+def _facts(r: Report) -> Iterator[str]:
+    """What a data set holds, a line per kind; only what there is."""
+    if len(r.by_split) > 1:
+        yield "splits: " + _counts(r.by_split)
+    if r.durations is not None:
+        d = r.durations
+        share = r.clipping_share or 0.0
+        clipped = f"; {share:.2%} of the samples clipped" if share > 5e-5 else ""
+        yield f"durations: {d['min']:g} to {d['max']:g} s, median {d['median']:g}, 95 % up to {d['p95']:g}{clipped}"
+        yield "rates: " + _counts({f"{rate} Hz": n for rate, n in r.rates.items()})
+    if r.scripts:
+        yield "letters: " + _counts({script.lower(): n for script, n in r.scripts.items()})
+    if r.labels:
+        yield f"labels ({len(r.labels)}): " + _counts(r.labels)
+    if r.counts:
+        yield "found: " + _counts(r.counts)
+
+
+def _counts(counts: Mapping[str, int], most: int = 12) -> str:
+    said = [f"{name} {n}" for name, n in counts.items()]
+    return ", ".join(said[:most]) + (f" and {len(said) - most} more" if len(said) > most else "")
 
 
 def imported(report: ImportReport, out: Path, *, as_json: bool) -> None:

@@ -87,7 +87,21 @@ def test_validate_lists_bad_rows_and_exits_2(spec, capsys):
 def test_validate_takes_a_data_set(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main(["validate", "data/librispeech_mini:test"]) == 0
-    assert "43 recordings" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "43 recordings" in out
+    assert "  durations: 1.63 to 12.845 s, median 3.76, 95 % up to 10.794\n  rates: 16000 Hz 43\n" in out
+
+
+def test_validate_takes_a_study_with_its_controls(spec, capsys):
+    fields = yaml.safe_load(spec.read_text())
+    del fields["name"]
+    study = {"study": "s", **fields, "grid": {"seed": [1, 2]}, "controls": ["majority"]}
+    study["recipe"] = {"name": "limited_speech", "scheme": "direct_mix"}
+    spec.write_text(yaml.safe_dump(study))
+    assert main(["validate", str(spec)]) == 2
+    out = capsys.readouterr().out
+    assert "no such file; correct the path" in out
+    assert "labels (4): " in out
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

@@ -1,6 +1,7 @@
 """The validation pass: every documented problem is found, on its line, with a remedy."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,8 +183,46 @@ class TestLeaks:
 
     def test_a_closed_set_of_commands_gets_one_note(self):
         rows = [text_row(n, text="stop", split="train" if n < 5 else "test") for n in range(10)]
-        (issue,) = validate(rows).issues
-        assert (issue.code, issue.severity, issue.line, issue.value) == ("closed_texts", "note", None, 5)
+        issues = validate(rows).issues
+        assert [(i.code, i.severity, i.line, i.value) for i in issues] == [
+            ("closed_texts", "note", None, 5),
+            ("repeated_texts", "note", None, 8),
+        ]
+
+    @pytest.mark.parametrize("near", ["Row 1!", "row-1", "«ROW» 1 …", "row １"])
+    def test_a_text_source_that_nearly_says_a_test_sentence(self, near):
+        test = [text_row(n, split="test") for n in range(1, 4)]
+        source = [text_row(9, text=near), text_row(10), text_row(11)]
+        report = validate(source, other_splits={"test": test})
+        (issue,) = report.issues
+        assert (issue.line, issue.code, issue.severity, issue.value) == (1, "near_text_in_splits", "warning", near)
+        assert "'row 1' (u1 in test)" in issue.remedy
+
+    def test_a_source_is_checked_whatever_its_rows_call_their_split(self):
+        rows = [text_row(n, split="dev") for n in range(1, 5)]
+        test = [text_row(n, split="train") for n in range(4, 9)]
+        assert found(validate(rows, other_splits={"test": test})) == [(4, "same_text_in_splits")]
+
+    def test_punctuation_alone_is_not_the_same_as_nothing(self):
+        rows = [text_row(1, text="…"), text_row(2, text="?!", split="test"), text_row(3, split="test")]
+        assert found(validate(rows)) == []
+
+    def test_sentences_that_stand_twice(self):
+        rows = [text_row(n) for n in range(6)] + [text_row(9, text="Row 1"), text_row(10, text="row 2", label="b")]
+        issues = validate(rows).issues
+        assert [(i.line, i.code, i.severity) for i in issues] == [
+            (7, "same_text_twice", "warning"),
+            (8, "labels_disagree", "warning"),
+        ]
+        assert "on line 2" in issues[0].remedy
+        assert "None on line 3" in issues[1].remedy
+
+    def test_labels_that_are_tested_and_never_trained_on(self):
+        rows = [text_row(n, label="yes") for n in range(4)]
+        rows += [text_row(n, label=label, split="test") for n, label in enumerate(["yes", "no"], 5)]
+        report = validate(rows, LABELS)
+        assert [(i.code, i.value) for i in report.issues] == [("label_untrained", "no")]
+        assert report.labels == {"yes": 5, "no": 1}
 
     def test_speakers(self, clip):
         rows = [
@@ -196,6 +235,50 @@ class TestLeaks:
             ("speaker_in_splits", "warning", "s1"),
             ("no_speaker", "note", 1),
         }
+
+    def test_a_speaker_of_dev_and_test(self, clip):
+        rows = [spoken(n, clip(f"{n}.wav", noise(1, n)), split=s) for n, s in ((1, "dev"), (2, "test"), (3, "train"))]
+        rows = [replace(rows[0], speaker="x"), replace(rows[1], speaker="x"), rows[2]]
+        (issue,) = validate(rows).issues
+        assert (issue.code, issue.severity, issue.value) == ("speaker_in_dev_and_test", "note", 1)
+
+
+class TestFacts:
+    def test_durations_clipping_and_rates(self, clip, tmp_path):
+        telephone = np.random.default_rng(7).normal(0, 0.1, 8000).astype(np.float32)
+        soundfile.write(tmp_path / "telephone.wav", telephone, 8000, subtype="FLOAT")
+        clipped = np.concatenate([noise(1), np.ones(160, np.float32)])
+        rows = [
+            spoken(1, clip("a.wav", noise(2, 1))),
+            spoken(2, clip("b.wav", clipped)),
+            spoken(3, str(tmp_path / "telephone.wav"), split="test"),
+        ]
+        report = validate(rows)
+        assert report.durations == {"min": 1.0, "median": 1.01, "p95": 1.901, "max": 2.0}
+        assert report.rates == {8000: 1, 16000: 2}
+        assert report.clipping_share == pytest.approx(160 / (4.01 * 16000))
+        assert [(i.code, i.severity, i.value) for i in report.issues if i.line is None] == [
+            ("low_rate", "note", 1),
+            ("rates_differ", "warning", "test 8000 Hz, train 16000 Hz"),
+        ]
+        json.dumps(report.to_json())
+
+    def test_letters_and_labels_those_without_rows_too(self):
+        rows = [text_row(1, label="yes"), text_row(2, label="yes", text="да", language="ru")]
+        report = validate(rows, LABELS)
+        assert report.scripts == {"LATIN": 3, "CYRILLIC": 2}
+        assert report.labels == {"yes": 2, "no": 0}
+
+    def test_intents_and_sets_of_labels_are_counted(self):
+        slots = validate([text_row(1, label={"intent": "order", "slots": []})], SLOTS)
+        assert slots.labels == {"order": 1}
+        both = LABELS.model_copy(update={"answer": "label_set"})
+        assert validate([text_row(1, label=["yes", "no"])], {"t": both}).labels == {"yes": 1, "no": 1}
+        assert validate([text_row(1, label="free words")], ASR).labels == {}
+
+    def test_odd_characters_are_said_on_their_line(self):
+        rows = [text_row(1), text_row(2, text="tab\there"), text_row(3, text="включи свет")]
+        assert found(validate(rows)) == [(2, "control_character"), (3, "other_script")]
 
 
 def test_counts_are_whole_where_the_list_is_cut():

@@ -21,6 +21,8 @@ class Recording:
     """Share of clipped samples."""
     sha256: str
     """Hash of the decoded samples (16 kHz mono): a renamed or losslessly converted copy is the same."""
+    rate: int | None = None
+    """Samples per second of the file; None where it was examined before this was kept."""
 
 
 def examine(row: Utterance) -> Recording | audio.AudioError | None:
@@ -29,13 +31,14 @@ def examine(row: Utterance) -> Recording | audio.AudioError | None:
         return None
     try:
         wave = audio.read(row.audio, row.offset_s, row.duration_s)
-        to_end = audio.info(row.audio).duration_s - row.offset_s
+        file = audio.info(row.audio)
     except audio.AudioError as error:
         return error
     return Recording(
         seconds=len(wave) / audio.RATE,
-        seconds_to_end=to_end,
+        seconds_to_end=file.duration_s - row.offset_s,
         silence=audio.silence_share(wave),
         clipping=audio.clipping_share(wave),
         sha256=hashlib.sha256(wave.tobytes()).hexdigest(),
+        rate=file.rate,
     )

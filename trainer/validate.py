@@ -11,8 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.audio import AudioError
-from trainer.manifest import ManifestError, Utterance, locate, read_numbered, shared_speakers
+import numpy as np
+
+from trainer import charset
+from trainer.audio import RATE, AudioError
+from trainer.leaks import leaks
+from trainer.manifest import ManifestError, Utterance, locate, read_numbered
 from trainer.recordings import Recording, examine
 from trainer.spec import Task
 
@@ -61,6 +65,17 @@ class Report:
     """Seconds of audio that could be read."""
     silence_share: float | None = None
     """Share of those seconds that is silent (`audio.silence_share`); None without audio."""
+    clipping_share: float | None = None
+    """Share of their samples that is clipped (`audio.clipping_share`); None without audio."""
+    durations: dict[str, float] | None = None
+    """Seconds: the shortest recording, the median, the 95th percentile, the longest (`min`, `median`, `p95`, `max`)."""
+    rates: dict[int, int] = field(default_factory=dict)
+    """Recordings by the sampling rate of their file, Hz."""
+    scripts: dict[str, int] = field(default_factory=dict)
+    """Letters of the transcripts by script."""
+    labels: dict[str, int] = field(default_factory=dict)
+    """Rows by label (intent, member of a label set), those of the task that no row has among them; free answers are not
+    counted."""
 
     @property
     def ok(self) -> bool:
@@ -105,7 +120,6 @@ def validate(
     report, lines = Report(), lines or range(1, len(rows) + 1)
     users = Counter(row.audio for row in rows)
     seen_ids: dict[str, int] = {}
-    silent_seconds = 0.0
     heard: list[Recording | None] = []
     with ThreadPoolExecutor(workers) as pool:
         examined = recordings or (pool.map(examine, rows) if listen else (None for _ in rows))
@@ -118,22 +132,60 @@ def validate(
                 found.append(("error", f"audio_{recording.code}", "audio", row.audio, str(recording)))
             elif recording is not None:
                 found += _recording_issues(row, recording, alone=users[row.audio] == 1)
-                report.recordings += 1
-                report.seconds += recording.seconds
-                silent_seconds += recording.seconds * recording.silence
             heard.append(recording if isinstance(recording, Recording) else None)
             for severity, code, name, value, remedy in found:
                 report.add(Issue(line, row.id, severity, code, name, value, remedy), limit)
             if progress:
                 progress(len(heard), len(rows))
-    for issue in _leaks(rows, lines, heard, other_splits or {}):
-        report.add(issue, limit)
+    for line, row, *said in leaks(rows, lines, heard, other_splits or {}):
+        report.add(Issue(line, row.id if row else "", *said), limit)  # type: ignore[arg-type]
+    _sum_up(report, rows, heard, task)
+    for severity, code, name, value, remedy in _rate_issues(rows, heard):
+        report.add(Issue(None, "", severity, code, name, value, remedy), limit)
+    report.issues.sort(key=lambda issue: issue.line or 0)
+    return report
+
+
+def _sum_up(
+    report: Report,
+    rows: Sequence[Utterance],
+    heard: Sequence[Recording | None],
+    task: Task | Mapping[str, Task] | None,
+) -> None:
+    """The facts of a report: what there is, whether right or wrong."""
     report.rows = len(rows)
     report.by_split = dict(sorted(Counter(row.split for row in rows).items()))
     report.speakers = len({row.speaker for row in rows if row.speaker})
-    report.silence_share = silent_seconds / report.seconds if report.seconds else None
-    report.issues.sort(key=lambda issue: issue.line or 0)
-    return report
+    known = [recording for recording in heard if recording is not None]
+    seconds = np.array([recording.seconds for recording in known])
+    report.recordings, report.seconds = len(known), float(seconds.sum())
+    if report.seconds:
+        report.silence_share = float(seconds @ [r.silence for r in known]) / report.seconds
+        report.clipping_share = float(seconds @ [r.clipping for r in known]) / report.seconds
+        points = np.quantile(seconds, [0, 0.5, 0.95, 1])
+        report.durations = dict(zip(("min", "median", "p95", "max"), points.round(3).tolist(), strict=True))
+    report.rates = dict(sorted(Counter(recording.rate for recording in known if recording.rate).items()))
+    letters: Counter[str] = Counter()
+    for row in rows:
+        letters.update(charset.letters(row.text or ""))
+    report.scripts = dict(letters.most_common())
+    report.labels = _label_counts(rows, task)
+
+
+def _label_counts(rows: Sequence[Utterance], task: Task | Mapping[str, Task] | None) -> dict[str, int]:
+    tasks = {task.name: task} if isinstance(task, Task) else dict(task or {})
+    counts: Counter[str] = Counter()
+    for row in rows:
+        own = next(iter(tasks.values())) if isinstance(task, Task) else tasks.get(row.task)
+        if own is None or own.answer == "text":
+            continue
+        counts.update(dict.fromkeys(own.labels or own.intents or (), 0))
+        match row.label:
+            case str(label) | {"intent": str(label)}:
+                counts[label] += 1
+            case [*labels]:
+                counts.update(label for label in labels if isinstance(label, str))
+    return dict(counts.most_common())
 
 
 def validate_dataset(ref: str, roots: Sequence[str | Path] = (".",), **options: Any) -> Report:
@@ -172,6 +224,9 @@ def _text_issues(row: Utterance) -> Iterator[Finding]:
     if row.text is not None and not row.text.strip():
         remedy = "write the transcript, or null where it is unknown"
         yield "error", "empty_text", "text", row.text, remedy
+    elif row.text:
+        for code, value, remedy in charset.findings(row.text, row.language):
+            yield "warning", code, "text", value, remedy
 
 
 def _near(value: str, known: Iterable[str]) -> str:
@@ -237,79 +292,17 @@ def _recording_issues(row: Utterance, recording: Recording, alone: bool) -> Iter
         yield "warning", "clipping", "audio", row.audio, remedy
 
 
-def _leaks(
-    rows: Sequence[Utterance],
-    lines: Sequence[int],
-    heard: Sequence[Recording | None],
-    others: Mapping[str, Sequence[Utterance]],
-) -> Iterator[Issue]:
-    """The same recording, text or speaker in several splits; recordings repeated within one."""
-    yield from _same_recording(rows, lines, heard, others)
-    yield from _same_text(rows, lines, others)
-    yield from _speaker_issues([*rows, *(row for split in others.values() for row in split)])
-
-
-def _same_recording(
-    rows: Sequence[Utterance],
-    lines: Sequence[int],
-    heard: Sequence[Recording | None],
-    others: Mapping[str, Sequence[Utterance]],
-) -> Iterator[Issue]:
-    first_with: dict[str, Utterance] = {}
-    if any(heard):
-        for row in (row for split in others.values() for row in split):
-            if isinstance(recording := examine(row), Recording):
-                first_with.setdefault(recording.sha256, row)
-    for line, row, recording in zip(lines, rows, heard, strict=True):
-        first = first_with.setdefault(recording.sha256, row) if recording else row
-        if first.split != row.split:
-            remedy = f"the same recording is {first.id!r} in {first.split}; keep one of them"
-            yield Issue(line, row.id, "error", "same_audio_in_splits", "audio", row.audio, remedy)
-        elif first is not row:
-            remedy = f"the same recording as {first.id!r}; keep one unless it is meant to count twice"
-            yield Issue(line, row.id, "warning", "same_audio_twice", "audio", row.audio, remedy)
-
-
-def _same_text(
-    rows: Sequence[Utterance], lines: Sequence[int], others: Mapping[str, Sequence[Utterance]]
-) -> Iterator[Issue]:
-    """Held-out rows whose text is in train (and train rows whose text other splits hold out): each by line, or
-    one note where it is most of them.
-
-    Commands, digits and acted sentences say the same words in every split by design; a warning per row would bury
-    everything else.
-    """
-    other = [row for split in others.values() for row in split]
-    in_train = {_said(row) for row in [*rows, *other] if row.text and row.split == "train"}
-    held_out_elsewhere = {_said(row) for row in other if row.text and row.split != "train"}
-    asked, same = 0, []
-    for line, row in zip(lines, rows, strict=True):
-        forbidden = held_out_elsewhere if row.split == "train" else in_train
-        asked += bool(row.text and forbidden)
-        if row.text and _said(row) in forbidden:
-            same.append((line, row))
-    if len(same) * 2 > asked:
-        remedy = f"of {asked} texts are in train and held out: right for a closed set of sentences only"
-        yield Issue(None, "", "note", "closed_texts", "text", len(same), remedy)
-    else:
-        for line, row in same:
-            remedy = f"both in train and held out ({row.split} here), so results flatter; move one of them"
-            yield Issue(line, row.id, "warning", "same_text_in_splits", "text", row.text, remedy)
-
-
-def _said(row: Utterance) -> tuple[str, str]:
-    """What counts as the same text: language and words, whatever case and blanks."""
-    return row.language, " ".join((row.text or "").casefold().split())
-
-
-def _speaker_issues(rows: Sequence[Utterance]) -> Iterator[Issue]:
-    train = [row for row in rows if row.split == "train"]
-    for split in sorted({row.split for row in rows} - {"train"}):
-        held_out = [row for row in rows if row.split == split]
-        for speaker in shared_speakers(train, held_out):
-            remedy = f"is in train and {split}: the result says nothing about new speakers; split by speaker"
-            yield Issue(None, "", "warning", "speaker_in_splits", "speaker", speaker, remedy)
-    unknown = sum(row.audio is not None and row.speaker is None for row in rows)
-    if unknown:
-        remedy = "recordings have no speaker: intervals use utterances as blocks and may be too narrow"
-        yield Issue(None, "", "note", "no_speaker", "speaker", unknown, remedy)
+def _rate_issues(rows: Sequence[Utterance], heard: Sequence[Recording | None]) -> Iterator[Finding]:
+    """Sampling rates of the data set as a whole."""
+    by_split: dict[str, Counter[int]] = {}
+    for row, recording in zip(rows, heard, strict=True):
+        if recording is not None and recording.rate:
+            by_split.setdefault(row.split, Counter())[recording.rate] += 1
+    if low := sum(n for rates in by_split.values() for rate, n in rates.items() if rate < RATE):
+        remedy = f"recordings are below {RATE} Hz and hold nothing above half their rate; record at {RATE} Hz or more"
+        yield "note", "low_rate", "audio", low, remedy
+    usual = {split: rates.most_common(1)[0][0] for split, rates in sorted(by_split.items())}
+    if len({min(rate, RATE) for rate in usual.values()}) > 1:
+        said = ", ".join(f"{split} {rate} Hz" for split, rate in usual.items())
+        remedy = "splits differ in their usual rate, so a result mixes what was learnt with how it was recorded"
+        yield "warning", "rates_differ", "audio", said, remedy
