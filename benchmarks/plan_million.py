@@ -1,27 +1,34 @@
-"""How long a plan of a million rows takes: `python benchmarks/plan_million.py`.
+"""How long a plan of 10,000, 100,000 and 1,000,000 rows takes, and how much memory: `python benchmarks/plan_million.py`.
 
-Writes a manifest of 1,000,000 rows (half of them with a recording), reads it, resolves a curriculum of three
-epochs over it and plans every stage, in a process of its own per repetition. Prints medians and spread and writes
+Writes a manifest (half of its rows with a recording), reads it, resolves a curriculum of three epochs over it, plans
+every stage, stores the plans, and walks through all steps of the mapped plans as training does, looking up the rows of
+each. In a process of its own per repetition, sizes in turns. Prints medians and spread and writes
 benchmarks/results/plan_million.json.
 """
 
 import argparse
+import gc
 import json
+import os
+import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-
-from benchmarks.medians import written  # noqa: E402
+SIZES = (10_000, 100_000, 1_000_000)
 
 
 def write(folder: Path, rows: int) -> None:
     """A corpus of `rows` utterances and a test of 1,000."""
+    folder.mkdir()
     task = {"name": "t", "instruction": {"en": "What?"}, "answer": "label", "labels": ["a", "b"]}
     (folder / "task.yaml").write_text(json.dumps(task))
     for split, count in (("train", rows), ("test", 1000)):
@@ -42,12 +49,19 @@ def write(folder: Path, rows: int) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
+def resident_mib() -> float:
+    """Memory of this process that is its own (mapped files, which the kernel may drop, are not counted), MiB."""
+    _, total, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (total - shared) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def measure(folder: Path) -> dict[str, float]:
-    """Seconds per phase and peak memory of this process."""
+    """Seconds per phase and memory of this process after each."""
     from trainer.corpus import read_corpus
-    from trainer.plan import plan_stage
+    from trainer.plan import StagePlan, plan_stage
     from trainer.resolve import resolve
     from trainer.spec import parse_job
+    from trainer.store import FolderStore
 
     spec = parse_job(
         {
@@ -59,43 +73,93 @@ def measure(folder: Path) -> dict[str, float]:
             "evaluate": {"on": f"{folder}:test"},
         }
     )
-    t0 = time.perf_counter()
+    store = FolderStore(tempfile.mkdtemp(dir=folder.parent))
+    said: dict[str, float] = {"start_mib": resident_mib()}
+    began = time.perf_counter()
+
+    def phase(name: str) -> None:
+        nonlocal began
+        said[f"{name}_s"] = time.perf_counter() - began
+        gc.collect()
+        said[f"{name}_mib"] = resident_mib()
+        began = time.perf_counter()
+
     corpus = read_corpus(spec)
-    t1 = time.perf_counter()
+    phase("read")
     resolved = resolve(spec, corpus)
-    t2 = time.perf_counter()
-    plans = [plan_stage(resolved, n) for n in range(len(resolved.stages))]
-    t3 = time.perf_counter()
-    size = sum(len(p.save()) for p in plans)
-    t4 = time.perf_counter()
-    return {
-        "read_s": t1 - t0,
-        "resolve_s": t2 - t1,
-        "plan_s": t3 - t2,
-        "save_s": t4 - t3,
-        "presentations": sum(len(p) for p in plans),
-        "plan_mb": size / 1e6,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
+    phase("resolve")
+    keys = [f"plan/{stage.name}.npz" for stage in resolved.stages]
+    plans: Any = [plan_stage(resolved, n) for n in range(len(keys))]
+    phase("plan")
+    for key, plan in zip(keys, plans, strict=True):
+        store.put(key, plan.save())
+    phase("save")
+    del plans, plan
+    plans = [StagePlan.fetch(store, key) for key in keys]
+    phase("map")
+    batch, letters = spec.global_batch, 0
+    for stage, plan in zip(resolved.stages, plans, strict=True):
+        rows = [corpus.sources[name].rows for name in stage.sources]
+        for t in range(stage.steps):
+            at = plan.step(t, batch)
+            for i in range(at.start, at.stop):
+                letters += len(rows[plan.source[i]][int(plan.row[i])].text or "")
+    assert letters
+    phase("steps")
+    steps = sum(stage.steps for stage in resolved.stages)
+    said["us_per_step"] = said["steps_s"] / steps * 1e6
+    said["steps"] = steps
+    said["presentations"] = sum(len(p) for p in plans)
+    said["plan_mb"] = sum(store.path(key).stat().st_size for key in keys) / 1e6
+    said["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return said
 
 
 def main() -> None:
     """Repeat in fresh processes; print and store medians with minimum and maximum."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=SIZES)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return
+    runs: dict[int, list[dict[str, float]]] = {rows: [] for rows in args.rows}
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), args.rows)
-        command = [sys.executable, __file__, "--measure", folder]
-        runs = [json.loads(subprocess.check_output(command)) for _ in range(args.repeat)]
-    table = written("plan_million", runs, 3, rows=args.rows)
-    for key, value in table.items():
-        print(f"{key:14} {value['median']:>10} ({value['min']} to {value['max']})")
+        for rows in args.rows:
+            write(Path(folder) / str(rows), rows)
+        for _ in range(args.repeat):
+            for rows in args.rows:
+                command = [sys.executable, __file__, "--measure", str(Path(folder) / str(rows))]
+                runs[rows].append(json.loads(subprocess.check_output(command)))
+    document = {
+        "repeat": args.repeat,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("attune", "numpy", "pydantic")},
+        "load_average": round(os.getloadavg()[0], 1),
+        "results": {str(rows): table(found) for rows, found in runs.items()},
+    }
+    out = ROOT / "benchmarks" / "results" / "plan_million.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"{'':14} " + "".join(f"{rows:>26,}" for rows in args.rows))
+    for key in runs[args.rows[0]][0]:
+        cells = (document["results"][str(rows)][key] for rows in args.rows)
+        print(f"{key:14} " + "".join(f"{c['median']:>10g} ({c['min']:g}–{c['max']:g})".rjust(26) for c in cells))
+
+
+def table(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Median, smallest and largest of each figure."""
+    kinds = {"median": statistics.median, "min": min, "max": max}
+    return {key: {k: round(of(r[key] for r in runs), 3) for k, of in kinds.items()} for key in runs[0]}
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

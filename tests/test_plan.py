@@ -1,5 +1,7 @@
 """The plan: pure, exact in its shares, the same whatever the world size or the number of attempts."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,10 +78,46 @@ def test_a_curriculum_continues_its_sources_and_shows_what_it_promised(tmp_path)
 
 def test_a_saved_plan_is_the_same_plan(tmp_path):
     plan = plan_stage(resolved(corpus_folder(tmp_path)), 0)
-    again = StagePlan.load(plan.save())
+    (tmp_path / "plan.npz").write_bytes(plan.save())
+    again = StagePlan.load(tmp_path / "plan.npz")
     assert again.sha256 == plan.sha256
-    assert len(plan) == 80
+    assert len(again) == len(plan) == 80
     assert plan.step(3, 8) == slice(24, 32)
+    assert plan.save() == plan.save()  # two runners that plan at once store the same bytes
+
+
+def test_a_saved_plan_is_mapped_and_outlives_its_file(tmp_path):
+    plan = present({"text": 0.5, "speech": 0.5}, {"text": 50, "speech": 5}, {"text": 0, "speech": 0}, [0, 1], 80, 9)
+    (tmp_path / "plan.npz").write_bytes(plan.save())
+    again = StagePlan.load(tmp_path / "plan.npz")
+    (tmp_path / "plan.npz").unlink()
+    for name in ("source", "row", "view"):
+        array = getattr(again, name)
+        assert isinstance(array, np.memmap)
+        assert array.dtype == getattr(plan, name).dtype
+        assert np.array_equal(array, getattr(plan, name))
+    with pytest.raises(ValueError, match="read-only"):
+        again.row[0] = 1
+
+
+def test_a_damaged_plan_is_not_trained_on(tmp_path):
+    data = plan_stage(resolved(corpus_folder(tmp_path)), 0).save()
+    (tmp_path / "plan.npz").write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
+    with pytest.raises(zipfile.BadZipFile, match="row.npy"):
+        StagePlan.load(tmp_path / "plan.npz")
+
+
+def test_a_compressed_plan_of_an_earlier_version_is_read(tmp_path):
+    plan = plan_stage(resolved(corpus_folder(tmp_path)), 0)
+    np.savez_compressed(tmp_path / "old.npz", source=plan.source, row=plan.row, view=plan.view)
+    again = StagePlan.load(tmp_path / "old.npz")
+    assert again.sha256 == plan.sha256
+    assert np.array_equal(again.row, plan.row)
+
+
+def test_an_empty_stage_has_an_empty_plan(tmp_path):
+    (tmp_path / "plan.npz").write_bytes(present({"text": 1.0}, {"text": 3}, {"text": 0}, [0], 0, seed=0).save())
+    assert len(StagePlan.load(tmp_path / "plan.npz")) == 0
 
 
 def test_the_plan_is_the_one_written_down(tmp_path):

@@ -55,7 +55,7 @@ def test_all_that_is_left_behind(done):
 def test_result_says_what_was_shown(done, world):
     result, store, events = done
     resolved, _ = toy.resolved(*world)
-    plans = [StagePlan.load(store.get(f"plan/{s.name}.npz")) for s in resolved.stages]
+    plans = [StagePlan.load(store.path(f"plan/{s.name}.npz")) for s in resolved.stages]
     assert [p.sha256 for p in plans] == [plan_stage(resolved, n).sha256 for n in (0, 1)]
     assert result.lineage.plans == {s.name: p.sha256 for s, p in zip(resolved.stages, plans, strict=True)}
     by_source = {}

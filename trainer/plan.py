@@ -9,16 +9,23 @@ fresh Philox permutation per source and epoch.
 import hashlib
 import heapq
 import io
+import os
+import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from trainer.object_store import Store
 from trainer.resolve import Resolved
 from trainer.rng import permutation
 from trainer.stage import Curve, cumulative
 
 TEXT, SPEECH = 0, 1
+BLOCK = 1 << 20
+"""Presentations that are hashed at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,50 @@ class StagePlan:
         """Hash of the three arrays, little-endian, in the order source, row, view."""
         digest = hashlib.sha256()
         for array, kind in ((self.source, "<u2"), (self.row, "<u4"), (self.view, "u1")):
-            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+            for start in range(0, len(array), BLOCK):
+                digest.update(np.ascontiguousarray(array[start : start + BLOCK], dtype=kind).tobytes())
         return digest.hexdigest()
 
     def save(self) -> bytes:
-        """The plan as an npz file."""
+        """The plan as an npz file, not compressed, so that it can be mapped into memory."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, source=self.source, row=self.row, view=self.view)
+        np.savez(buffer, source=self.source, row=self.row, view=self.view)
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, data: bytes) -> "StagePlan":
-        """A plan from the bytes of `save`."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    def load(cls, path: str | os.PathLike[str]) -> "StagePlan":
+        """A plan from a file with the bytes of `save`: the arrays are mapped, so a step reads its own presentations
+        only. The file may go once this has returned (POSIX). Compressed ones of earlier versions are read whole.
+        BadZipFile where it is damaged."""
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{path}: {damaged} is not what was written")
+            if all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist()):
+                return cls(*(_mapped(path, archive, f"{name}.npy") for name in ("source", "row", "view")))
+        with np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["source"], arrays["row"], arrays["view"])
+
+    @classmethod
+    def fetch(cls, store: Store, key: str) -> "StagePlan":
+        """`load` from a store, by way of this machine's disk."""
+        with tempfile.TemporaryDirectory(prefix="attune-plan-") as folder:
+            store.fetch(key, path := Path(folder) / "plan.npz")
+            return cls.load(path)
+
+
+def _mapped(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an npz file that is not compressed."""
+    with archive.open(name) as member:
+        assert np.lib.format.read_magic(member) == (1, 0), "numpy writes newer headers for structured arrays only"
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        header = member.tell()
+    with open(path, "rb") as file:  # the local header says where the member begins; the directory does not
+        file.seek(archive.getinfo(name).header_offset + 26)
+        lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+    if not shape[0]:
+        return np.empty(shape, dtype)
+    start = archive.getinfo(name).header_offset + 30 + lengths + header
+    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
 
 
 def plan_stage(resolved: Resolved, stage_index: int) -> StagePlan:

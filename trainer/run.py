@@ -170,7 +170,7 @@ class _Job:
                 if self.ranks.rank == 0 and not self.store.exists(key):
                     self.put_shared(key, plan_stage(self.resolved, n).save())
         with self.ranks.together():
-            plans = [StagePlan.load(self.store.get(key)) for key in keys]
+            plans = [StagePlan.fetch(self.store, key) for key in keys]
             if found := checkpoint.newest(self.store, self.tell):
                 self.found, self.outcome = found, Outcome(found.step, None, "", found.logs)
         if len(set(self.ranks.gather(self.outcome.step))) > 1:
