@@ -8,9 +8,11 @@ from trainer.spec import JobSpec
 
 
 def leaves(ref: str) -> bool:
-    """Whether a reference would lead out of the folder that it is relative to."""
+    """Whether a reference would lead out of the folder that it is relative to: also to S3, which the service reads
+    with its own keys."""
     path = PurePosixPath(ref)
-    return path.is_absolute() or ref.startswith("~") or ".." in path.parts or bool(PureWindowsPath(ref).drive)
+    elsewhere = path.is_absolute() or ref.startswith("~") or "://" in ref
+    return elsewhere or ".." in path.parts or bool(PureWindowsPath(ref).drive)
 
 
 def confined(job: JobSpec, settings: Settings) -> None:

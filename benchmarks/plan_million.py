@@ -1,4 +1,4 @@
-"""How long a plan of 10,000, 100,000 and 1,000,000 rows takes, and how much memory: `python benchmarks/plan_million.py`.
+"""Time and memory of a plan of 10,000, 100,000 and 1,000,000 rows: `python benchmarks/plan_million.py`.
 
 Writes a manifest (half of its rows with a recording), reads it, resolves a curriculum of three epochs over it, plans
 every stage, stores the plans, and walks through all steps of the mapped plans as training does, looking up the rows of

@@ -103,7 +103,7 @@ def test_a_saved_plan_is_mapped_and_outlives_its_file(tmp_path):
 def test_a_damaged_plan_is_not_trained_on(tmp_path):
     data = plan_stage(resolved(corpus_folder(tmp_path)), 0).save()
     (tmp_path / "plan.npz").write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
-    with pytest.raises(zipfile.BadZipFile, match="row.npy"):
+    with pytest.raises(zipfile.BadZipFile, match=r"row\.npy"):
         StagePlan.load(tmp_path / "plan.npz")
 
 

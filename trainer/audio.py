@@ -7,6 +7,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from trainer import streamed
+
 RATE = 16_000
 """Samples per second that every model here takes."""
 
@@ -17,6 +19,8 @@ SILENCE_BELOW_PEAK_DB = 40.0
 SILENCE_DBFS = -60.0
 MARGIN_S = 0.1
 CLIP_LEVEL, CLIP_RUN = 0.999, 3
+COPIES = 5
+"""Times that a copy of a recording in S3 is asked for, where others need its room as soon as it is there."""
 
 
 class AudioError(ValueError):
@@ -40,13 +44,29 @@ class AudioInfo:
 
 
 def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
-    if not os.path.isfile(path):  # also of a name that is too long for one
+    if not streamed.is_streamed(path):
+        return _opened(path, path)
+    for _ in range(COPIES):
+        try:
+            copy = streamed.local(path)
+        except streamed.GoneError as gone:
+            raise AudioError(path, gone.code, str(gone)) from None
+        try:
+            return _opened(copy, path)
+        except AudioError as error:
+            if error.code != "missing":
+                raise
+    raise OSError(f"{path}: its copies went as soon as they were there; give the cache more room (ATTUNE_CACHE_GB)")
+
+
+def _opened(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> soundfile.SoundFile:
+    if not os.path.isfile(file):  # also of a name that is too long for one
         raise AudioError(path, "missing", "no such file; correct the path or copy the recording there")
     try:
-        return soundfile.SoundFile(path)
+        return soundfile.SoundFile(file)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        reason = f"unreadable as audio ({error}); use {FORMATS}"
-        raise AudioError(path, "unreadable", reason) from None
+        code = "unreadable" if os.path.isfile(file) else "missing"
+        raise AudioError(path, code, f"unreadable as audio ({error}); use {FORMATS}") from None
 
 
 def info(path: str | os.PathLike[str]) -> AudioInfo:

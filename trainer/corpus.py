@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from trainer import streamed
 from trainer.fields import UnfitDataError, problem
 from trainer.manifest import ManifestError, Utterance, fingerprint, load, locate, manifests_in
 from trainer.rng import permutation
@@ -34,7 +35,7 @@ class SourceRows:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of the usable rows: manifest lines and the bytes of their recordings."""
+        """Fingerprint of the usable rows: manifest lines and the bytes of their recordings (in S3: size and ETag)."""
         digest = hashlib.sha256(fingerprint(self.rows, self.folder).encode())
         for path in dict.fromkeys(u.audio for u in self.rows if u.audio):
             digest.update(_bytes_of(path))
@@ -59,6 +60,8 @@ _hashed: dict[tuple[str, int, int], bytes] = {}
 
 def _bytes_of(path: str) -> bytes:
     """sha256 of a recording, remembered while size and time of change stay; a missing one is for validation."""
+    if streamed.is_streamed(path):
+        return streamed.stamp(path) or b"missing"
     try:
         at = os.stat(path)
         key = (path, at.st_size, at.st_mtime_ns)
@@ -189,25 +192,16 @@ def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
     if base is None:
         raise problem("evaluate.on", "names no test set, and there is no speech data with one; give evaluate.on")
     try:
-        folder = locate(base, roots).folder
+        where = locate(base, roots)
     except ManifestError as error:
         raise problem("data.speech", str(error), base, UnfitDataError) from None
     for split in ("test", "dev"):
-        if split in manifests_in(folder) or "manifest" in manifests_in(folder):
+        if split in manifests_in(where.folder) or "manifest" in manifests_in(where.folder):
             try:
-                return _read("evaluate.on", f"{_words_for(folder, base, roots)}:{split}", roots, None)
+                return _read("evaluate.on", f"{where.words}:{split}", roots, None)
             except ValueError:
                 continue
     raise problem("evaluate.on", f"{base} has neither a test nor a dev split; give evaluate.on")
-
-
-def _words_for(folder: Path, ref: str, roots: Sequence[Path | str]) -> str:
-    """The folder in the words of a reference into it, which mean the same on a machine that has it elsewhere."""
-    for words in (ref, ref.rpartition(":")[0], os.path.dirname(ref)):
-        found = (path for root in roots if (path := (Path(root) / words).absolute()).is_dir())
-        if words and next(found, None) == folder:
-            return words
-    return str(folder)
 
 
 def tasks_of(ref: str, roots: Sequence[Path | str] = (".",)) -> dict[str, Task]:

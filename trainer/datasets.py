@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer import recordings
+from trainer import recordings, streamed
 from trainer.audio import AudioError
 from trainer.corpus import tasks_of
 from trainer.manifest import SPLITS, ManifestError, Utterance, locate, manifests_in, read_numbered, to_json
@@ -73,6 +73,9 @@ def examine(
     one for each further manifest. ManifestError where there is no such data set, or no row in it; SpecError for its
     task.yaml.
     """
+    if ref.startswith(streamed.SCHEME):
+        message = "lies in S3 already: name it in a job's `data`, and its recordings are read from there"
+        raise ManifestError(f"{ref}: {message}")
     place = locate(ref, roots)
     whole = any((Path(root) / ref).is_dir() for root in roots)
     files = manifests_in(place.folder).values() if whole else place.files

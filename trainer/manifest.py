@@ -3,7 +3,7 @@
 A manifest is UTF-8 JSON lines (`.jsonl` or `.jsonl.gz`), one utterance a line, fields as in `Utterance`. A
 data set is a folder with `manifest.jsonl` (rows of every split) or with `train.jsonl`, `dev.jsonl`,
 `test.jsonl`; other manifests beside them are named by their stem. A reference is `folder`, `folder:split` or
-`folder/file.jsonl`.
+`folder/file.jsonl`; the folder may be `s3://bucket/prefix`.
 """
 
 import difflib
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from trainer import streamed
 from trainer.utterance import Label, ManifestError, Utterance, relative_audio, to_json, utterance
 
 __all__ = [
@@ -159,6 +160,8 @@ class DatasetRef:
     """Keep rows of this split only; None where `files` already say it."""
     name: str
     """The reference as the user wrote it."""
+    words: str
+    """The folder in the words of the reference, which mean the same on a machine that has it elsewhere."""
 
 
 def manifests_in(folder: Path) -> dict[str, Path]:
@@ -180,30 +183,50 @@ def locate(ref: str, roots: Sequence[Path_] = (".",)) -> DatasetRef:
     names: list[tuple[str, str | None]] = [(ref, None)]  # as a whole first: a path may hold a colon (C:\…)
     if colon and head and "/" not in tail and "\\" not in tail:
         names.append((head, tail))
+    if ref.startswith(streamed.SCHEME):
+        return _in_s3(*names[-1], ref)
     for name, split in names:
         for root in roots:
             path = (Path(root) / name).absolute()
             if path.is_file() and path.name.endswith(SUFFIXES):
-                return DatasetRef(path.parent, (path,), split, ref)
+                return DatasetRef(path.parent, (path,), split, ref, _folder_words(name, path.parent, roots))
             if path.is_dir():
-                return _in_folder(path, split, ref)
+                return _in_folder(path, split, ref, name)
     raise ManifestError(_not_found(ref, names[-1][0], roots))
 
 
-def _in_folder(folder: Path, split: str | None, ref: str) -> DatasetRef:
+def _folder_words(name: str, folder: Path, roots: Sequence[Path_]) -> str:
+    """The folder of a manifest as its reference says it, unless that means another folder under these roots."""
+    words = os.path.dirname(name)
+    meant = (path for root in roots if (path := (Path(root) / words).absolute()).is_dir())
+    return words if words and next(meant, None) == folder else str(folder)
+
+
+def _in_s3(name: str, split: str | None, ref: str) -> DatasetRef:
+    if not name.endswith(SUFFIXES):
+        return _in_folder(streamed.mirror(name), split, ref, name.rstrip("/"))
+    words, _, file = name.rpartition("/")
+    path = streamed.mirror(words) / file
+    if not path.is_file():
+        raise ManifestError(f"{ref}: no such manifest; {words} has: {', '.join(manifests_in(path.parent)) or 'none'}")
+    return DatasetRef(path.parent, (path,), split, ref, words)
+
+
+def _in_folder(folder: Path, split: str | None, ref: str, words: str) -> DatasetRef:
     found = manifests_in(folder)
     if split and split in found:
-        return DatasetRef(folder, (found[split],), None, ref)
+        return DatasetRef(folder, (found[split],), None, ref, words)
     if "manifest" in found:
-        return DatasetRef(folder, (found["manifest"],), split, ref)
+        return DatasetRef(folder, (found["manifest"],), split, ref, words)
     if split is None and (files := tuple(found[s] for s in SPLITS if s in found)):
-        return DatasetRef(folder, files, None, ref)
+        return DatasetRef(folder, files, None, ref, words)
+    where = words if words.startswith(streamed.SCHEME) else folder
     if not found:
         deeper = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and manifests_in(p)]
         hint = f"data sets in it: {', '.join(deeper[:12])}" if deeper else "`attune import` makes one"
-        raise ManifestError(f"{ref}: no manifest.jsonl or train/dev/test.jsonl in {folder}; {hint}")
+        raise ManifestError(f"{ref}: no manifest.jsonl or train/dev/test.jsonl in {where}; {hint}")
     what = f"no split {split!r}{_near(split, found)}" if split else "no train, dev or test split"
-    raise ManifestError(f"{ref}: {what}; {folder} has: {', '.join(found)}")
+    raise ManifestError(f"{ref}: {what}; {where} has: {', '.join(found)}")
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ the other on a base that is loaded once; leaves when there is no work.
     ATTUNE_API_URL                    where the service is
     ATTUNE_STORE, ATTUNE_DATA         artifact store; folders of data sets, separated like PATH
     ATTUNE_CACHE                      where copies of uploaded data sets and of bases are kept (the user's cache)
+    ATTUNE_CACHE_GB                   what recordings from S3 and encoder states may take there, each (20)
     ATTUNE_WORLD_SIZE                 ranks that share each step (1)
     ATTUNE_IDLE_EXIT_S (60), ATTUNE_DETACHED_MAX_S (1800), ATTUNE_BEAT_S (5), ATTUNE_CODE (the package's version)
     ATTUNE_START_S                    how long to wait for Ray's workers (300)

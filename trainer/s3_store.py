@@ -126,6 +126,11 @@ class S3Store:
             for block in body.iter_chunks(1 << 20):
                 out.write(block)
 
+    def tags_are_md5(self, key: str) -> bool:
+        """Whether an ETag of 32 hex digits is the MD5 of the object: not where a key service encrypts it."""
+        head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + safe_key(key))
+        return not head.get("ServerSideEncryption", "").startswith("aws:kms") and "SSECustomerAlgorithm" not in head
+
     def link(self, key: str, seconds: int) -> str:
         """An address that gives the object to whoever has it, for so long."""
         named = {"Bucket": self.bucket, "Key": self.prefix + safe_key(key)}
