@@ -105,6 +105,7 @@ def test_cached_states_do_not_depend_on_the_batch_nor_on_the_cache(folder, tmp_p
     cold, warm = load(folder, cache=FeatureCache()), FeatureCache(tmp_path)
     for clip in reversed(WAVES):
         load(folder, cache=warm).audio_states([clip])
+    warm.flush()
     again = load(folder, cache=FeatureCache(tmp_path))
     for a, b in zip(cold.audio_states(WAVES), again.audio_states(WAVES), strict=True):
         assert torch.equal(a, b)

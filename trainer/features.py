@@ -5,13 +5,13 @@ signal in a 30-s padded window; with them, trimmed and padded encoders agree.
 """
 
 import hashlib
-import os
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
+from trainer.feature_store import FeatureStore
+from trainer.folder_store import FolderStore
 from trainer.formats.prompt import WhisperShape
 
 RIGHT_FRAMES = 2
@@ -57,17 +57,17 @@ def wave_key(wave: np.ndarray) -> str:
 
 
 class FeatureCache:
-    """Encoder states by (encoder key, wave key), in memory and, with `folder`, on disk.
+    """Encoder states by (encoder key, wave key): the latest in memory, and all of them in a store, if there is one.
 
-    `limit` bytes are kept in memory; beyond them what was used longest ago goes, and is read from disk or made
-    again when it is asked for: the same bits either way.
+    `limit` bytes are kept in memory; beyond them what was used longest ago goes, and is read from the store or made
+    again when it is asked for: the same bits either way. `kept`: the store, or a folder that is one.
 
     A value is always made from one clip alone and is used as stored, also right after it was made: so what
     the model sees does not depend on who else was in the batch, nor on whether the cache was warm.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT):
-        self._folder = Path(folder) if folder else None
+    def __init__(self, kept: FeatureStore | str | Path | None = None, *, limit: int = LIMIT):
+        self.kept = FeatureStore(FolderStore(kept)) if isinstance(kept, str | Path) else kept
         self.limit, self.bytes = limit, 0
         self._values: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
@@ -79,32 +79,26 @@ class FeatureCache:
         found = self._values.get((encoder, wave))
         if found is not None:
             self._values.move_to_end((encoder, wave))
-        elif self._folder is not None:
-            path = self._path(encoder, wave)
-            if path.exists():
-                found = load_file(path)["states"]
-                self._keep((encoder, wave), found)
+        elif self.kept is not None and (found := self.kept.get(encoder, wave)) is not None:
+            self._hold((encoder, wave), found)
         return found
 
     def put(self, encoder: str, wave: str, states: np.ndarray) -> np.ndarray:
         """Stores the states of one clip, in their own dtype, and returns what is stored."""
-        self._keep((encoder, wave), states)
-        if self._folder is not None:
-            path = self._path(encoder, wave)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".part{os.getpid()}")
-            save_file({"states": states}, part)
-            part.replace(path)
+        self._hold((encoder, wave), states)
+        if self.kept is not None:
+            self.kept.put(encoder, wave, states)
         return states
 
-    def _keep(self, key: tuple[str, str], states: np.ndarray) -> None:
+    def flush(self) -> None:
+        """What was put is in the store."""
+        if self.kept is not None:
+            self.kept.flush()
+
+    def _hold(self, key: tuple[str, str], states: np.ndarray) -> None:
         before = self._values.pop(key, None)
         self.bytes += states.nbytes - (0 if before is None else before.nbytes)
         self._values[key] = states
         while self.bytes > self.limit:
             _, gone = self._values.popitem(last=False)
             self.bytes -= gone.nbytes
-
-    def _path(self, encoder: str, wave: str) -> Path:
-        assert self._folder is not None
-        return self._folder / encoder[:16] / wave[:2] / f"{wave}.safetensors"

@@ -18,6 +18,7 @@ from trainer import hearing
 from trainer.bases import locate_base
 from trainer.corpus import Corpus, Reader
 from trainer.families import load as load_model
+from trainer.feature_store import FeatureStore
 from trainer.features import FeatureCache
 from trainer.fields import problem
 from trainer.predictions import Row, read_predictions
@@ -55,7 +56,7 @@ def run_study(
     _one_base(expanded)
     _one_task(expanded, read)
     store = FolderStore(Path(out))
-    model = _base_of(expanded.cells[0].runs[0])
+    model = _base_of(expanded.cells[0].runs[0], store)
     expanded = _settle_encoder(expanded, read, model, store)
     first, jobs = expanded.cells[0].runs[0], expanded.jobs()
     rows: dict[str, dict[str, list[Row]]] = {}
@@ -64,7 +65,10 @@ def run_study(
         for n, (key, job) in enumerate(jobs.items(), 1):
             seed = "" if isinstance(job.spec.recipe, Baseline) else f" seed {job.spec.seed}"
             bar.set_description(f"[{n}/{len(jobs)}] {job.spec.name.split('/')[-1]}{seed}")
-            rows[key] = _one(job, store, read(job.spec), model, bar, failed, control)
+            try:
+                rows[key] = _one(job, store, read(job.spec), model, bar, failed, control)
+            finally:
+                model.cache.flush()
     left_out = _left_out(expanded, failed)
     for cell in [*expanded.cells, *expanded.baselines]:
         cell.runs = [run for run in cell.runs if rows[run.hash]]
@@ -130,7 +134,8 @@ def _one_base(expanded: Expanded) -> None:
         raise problem("tuning.method", message, other)
 
 
-def _base_of(run: Resolved):
+def _base_of(run: Resolved, store: Store):
+    """The loaded base of all cells; what its encoder makes of recordings is kept in the study's store."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precise = run.spec.precision == "fp32" or (run.spec.precision == "auto" and device == "cpu")
     return load_model(
@@ -138,7 +143,7 @@ def _base_of(run: Resolved):
         device=device,
         dtype=torch.float32 if precise else torch.bfloat16,
         name=run.spec.base,
-        cache=FeatureCache(),
+        cache=FeatureCache(FeatureStore(store, lambda event: tqdm.write(event["message"], file=sys.stderr))),
     )
 
 

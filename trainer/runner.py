@@ -36,6 +36,7 @@ from trainer import protocol
 from trainer.bases import cache_folder
 from trainer.datasets import materialise
 from trainer.families import load_base, own_device
+from trainer.feature_store import FeatureStore
 from trainer.features import FeatureCache
 from trainer.lease import RETRY_S, FencedError, Lease, LeasedStore
 from trainer.loop import Event
@@ -125,7 +126,8 @@ class Runner:
         self._bootstrap, self._token = bootstrap, ""
         self._watch = watch or self._say_event
         self.lease: Lease | None = None
-        self.model, self.cache, self.free = None, FeatureCache(), 0
+        features = FeatureStore(open_store(settings.store), self._sink)
+        self.model, self.cache, self.free = None, FeatureCache(features), 0
         self.leave = ""
         self._idle_since, self._failures = time.monotonic(), 0
 
@@ -219,10 +221,13 @@ class Runner:
         if lease is not None:
             lease.limit = Limit(resolved.spec.resources.time)
             store = LeasedStore(store, lease)
-        made = run(
-            resolved, store, self._sink, lease or (lambda: "continue"), roots=roots,
-            model=self._base(resolved), cache=self.cache, ranks=self.ranks, attempt=claim["attempt"],
-        )  # fmt: skip
+        try:
+            made = run(
+                resolved, store, self._sink, lease or (lambda: "continue"), roots=roots,
+                model=self._base(resolved), cache=self.cache, ranks=self.ranks, attempt=claim["attempt"],
+            )  # fmt: skip
+        finally:
+            self.cache.flush()
         if lease is not None:
             key = "final.json" if made.outcome == "succeeded" else f"attempts/{claim['attempt']}/result.json"
             self.leave = self._reason_to_leave(resolved, made)
