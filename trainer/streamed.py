@@ -107,12 +107,23 @@ def _listing(place: Path) -> _Listing:
 
 
 def _data() -> Path:
-    return cache_folder().absolute() / "data"
+    return _data_in(cache_folder())
+
+
+@lru_cache(maxsize=4)
+def _data_in(cache: Path) -> Path:
+    return cache.absolute() / "data"
+
+
+@lru_cache(maxsize=4)
+def _beginning(*environment: str | None) -> str:
+    return f"{_data()}{os.sep}"
 
 
 def is_streamed(path: str | os.PathLike[str]) -> bool:
-    """Whether a recording belongs to a data set in S3."""
-    return os.fspath(path).startswith(f"{_data()}{os.sep}")
+    """Whether a recording belongs to a data set in S3. Asked for every recording of a corpus, so it must be quick."""
+    said = os.environ.get
+    return os.fspath(path).startswith(_beginning(said("ATTUNE_CACHE"), said("XDG_CACHE_HOME"), said("HOME")))
 
 
 def _object(path: str | os.PathLike[str]) -> tuple[_Listing, str]:
