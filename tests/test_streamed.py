@@ -211,11 +211,14 @@ class TestRecordings:
         with pytest.raises(audio.AudioError) as said:
             audio.read(row.audio)
         assert said.value.code == change
+        assert str(said.value).startswith(f"{uri}/audio/test-0.wav: ")
 
     def test_a_row_without_its_recording_is_reported_on_its_line(self, bucket, folder):
         (folder / "audio" / "test-2.wav").unlink()
         report = validate_dataset(f"{bucket.put(folder)}:test")
-        assert [(i.line, i.code) for i in report.issues] == [(3, "audio_missing")]
+        (issue,) = report.issues
+        assert (issue.line, issue.code) == (3, "audio_missing")
+        assert issue.value == f"s3://{bucket.name}/sets/turns/audio/test-2.wav"
 
 
 # ---- the cache by itself
@@ -309,3 +312,29 @@ def test_several_processes_share_one_cache(tmp_path):
     assert sum(p.stat().st_size for p in held) <= 2000
     assert all(hashlib.sha256(p.read_bytes()).hexdigest() == p.name for p in held)
     json.loads((tmp_path / "lock").read_text())
+
+
+def test_a_job_trains_from_s3_as_from_a_folder(bucket, tmp_path, monkeypatch):
+    import toy
+
+    from trainer.run import run
+    from trainer.store import FolderStore
+
+    base, data = toy.base(tmp_path / "base"), toy.data(tmp_path / "data")
+    speech, text = bucket.put(data / "speech", "sets/speech"), bucket.put(data / "text", "sets/text")
+    left = []
+    for name, fields in (("folder", {}), ("s3", {"data": {"text": text, "speech": speech}})):
+        resolved, corpus = toy.resolved(base, data, **fields)
+        if name == "s3":
+            assert bucket.read == []
+            monkeypatch.setenv("ATTUNE_CACHE_GB", "0.00005")  # a few clips: they come and go
+        store = FolderStore(tmp_path / name)
+        result = run(resolved, store, corpus=corpus, threads=1)
+        assert result.outcome == "succeeded"
+        adapter = store.get(f"{result.checkpoint}/adapter/adapter_model.safetensors")
+        left.append((adapter, store.get("attempts/1/predictions/speech.jsonl")))
+    assert left[0] == left[1]
+    assert resolved.sources["speech"].ref == f"{speech}:train"
+    assert resolved.test.ref == f"{speech}:test"
+    assert len(set(bucket.read)) > 9
+    assert sum(path.stat().st_size for path in copies(tmp_path)) <= 50_000

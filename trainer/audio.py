@@ -50,13 +50,14 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
         try:
             copy = streamed.local(path)
         except streamed.GoneError as gone:
-            raise AudioError(path, gone.code, str(gone)) from None
+            raise AudioError(streamed.address(path), gone.code, str(gone)) from None
         try:
-            return _opened(copy, path)
+            return _opened(copy, streamed.address(path))
         except AudioError as error:
             if error.code != "missing":
                 raise
-    raise OSError(f"{path}: its copies went as soon as they were there; give the cache more room (ATTUNE_CACHE_GB)")
+    remedy = "its copies went as soon as they were there; give the cache more room (ATTUNE_CACHE_GB)"
+    raise OSError(f"{streamed.address(path)}: {remedy}")
 
 
 def _opened(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> soundfile.SoundFile:

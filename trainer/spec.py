@@ -64,7 +64,8 @@ class Task(Spec):
 
 
 class Data(Spec):
-    """Where the labelled utterances are. A reference is `folder`, `folder:split` or a manifest file."""
+    """Where the labelled utterances are. A reference is `folder`, `folder:split` or a manifest file; the folder
+    may be `s3://bucket/prefix`, whose recordings are fetched as they are needed."""
 
     corpus: str | None = None
     """Data set whose rows have recordings and transcripts: its text and its speech are both used."""

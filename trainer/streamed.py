@@ -126,6 +126,14 @@ def is_streamed(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(_beginning(said("ATTUNE_CACHE"), said("XDG_CACHE_HOME"), said("HOME")))
 
 
+def address(path: str | os.PathLike[str]) -> str:
+    """Where a recording lies, for people: its address in S3, or the path itself."""
+    if not is_streamed(path):
+        return os.fspath(path)
+    listing, key = _object(path)
+    return f"{listing.uri}/{key}"
+
+
 def _object(path: str | os.PathLike[str]) -> tuple[_Listing, str]:
     parts = Path(os.path.normpath(path)).relative_to(_data()).parts
     return _listing(_data() / parts[0]), "/".join(parts[2:])

@@ -19,6 +19,7 @@ from trainer.leaks import leaks
 from trainer.manifest import ManifestError, Utterance, locate, read_numbered
 from trainer.recordings import Recording, examine
 from trainer.spec import Task
+from trainer.streamed import address
 
 Severity = Literal["error", "warning", "note"]
 
@@ -129,7 +130,7 @@ def validate(
                 remedy = f"already on line {first}; make ids unique"
                 found.append(("error", "duplicate_id", "id", row.id, remedy))
             if isinstance(recording, AudioError):
-                found.append(("error", f"audio_{recording.code}", "audio", row.audio, str(recording)))
+                found.append(("error", f"audio_{recording.code}", "audio", address(row.audio or ""), str(recording)))
             elif recording is not None:
                 found += _recording_issues(row, recording, alone=users[row.audio] == 1)
             heard.append(recording if isinstance(recording, Recording) else None)
