@@ -10,9 +10,7 @@ import argparse
 import gc
 import json
 import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 SIZES = (10_000, 100_000, 1_000_000)
+
+from benchmarks.medians import written  # noqa: E402
 
 
 def write(folder: Path, rows: int) -> None:
@@ -127,41 +127,23 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return
-    runs: dict[int, list[dict[str, float]]] = {rows: [] for rows in args.rows}
+    runs: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in args.rows:
             write(Path(folder) / str(rows), rows)
         for _ in range(args.repeat):
+            runs.append({})
             for rows in args.rows:
                 command = [sys.executable, __file__, "--measure", str(Path(folder) / str(rows))]
-                runs[rows].append(json.loads(subprocess.check_output(command)))
-    document = {
-        "repeat": args.repeat,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("attune", "numpy", "pydantic")},
-        "load_average": round(os.getloadavg()[0], 1),
-        "results": {str(rows): table(found) for rows, found in runs.items()},
-    }
-    out = ROOT / "benchmarks" / "results" / "plan_million.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{'':14} " + "".join(f"{rows:>26,}" for rows in args.rows))
-    for key in runs[args.rows[0]][0]:
-        cells = (document["results"][str(rows)][key] for rows in args.rows)
-        print(f"{key:14} " + "".join(f"{c['median']:>10g} ({c['min']:g}–{c['max']:g})".rjust(26) for c in cells))
-
-
-def table(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Median, smallest and largest of each figure."""
-    kinds = {"median": statistics.median, "min": min, "max": max}
-    return {key: {k: round(of(r[key] for r in runs), 3) for k, of in kinds.items()} for key in runs[0]}
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+                said = json.loads(subprocess.check_output(command))
+                runs[-1] |= {f"{rows} {key}": value for key, value in said.items()}
+    versions = {name: version(name) for name in ("attune", "numpy", "pydantic")}
+    load = round(os.getloadavg()[0], 1)
+    found = written("plan_million", runs, 3, rows=args.rows, versions=versions, load_average=load)
+    print(f"{'':16}" + "".join(f"{rows:>26,}" for rows in args.rows))
+    for key in (name.partition(" ")[2] for name in found if name.startswith(f"{args.rows[0]} ")):
+        cells = (found[f"{rows} {key}"] for rows in args.rows)
+        print(f"{key:16}" + "".join(f"{c['median']:g} ({c['min']:g}–{c['max']:g})".rjust(26) for c in cells))
 
 
 if __name__ == "__main__":
