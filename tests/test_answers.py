@@ -198,6 +198,11 @@ class TestInstruction:
             "- time: when",
         ]
 
+    def test_an_utterance_s_own_question_stands_below(self):
+        assert instruction(self.made, "de", "Wann?") == "Auftrag?\nWann?"
+        made = self.made.model_copy(update={"menu": True})
+        assert instruction(made, "en", "When?").splitlines()[-1] == "When?"
+
     def test_labels(self):
         made = LABEL.model_copy(update={"menu": True})
         assert instruction(made, "en") == "Do it.\nLabels: yes, no"

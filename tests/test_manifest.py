@@ -118,6 +118,7 @@ class TestCanonical:
             Utterance("a", "t", "en", "train", "hi", ["x", "y"], meta={"b": 1, "a": 2}),
             Utterance("b", "t", "ar", "dev", None, None, str(tmp_path / "audio/1.ogg"), 0.5, 1.25, "s"),
             Utterance("c", "t", "ko", "test", "안녕", {"intent": None, "slots": []}, words=({"w": "안녕"},)),
+            Utterance("d", "t", "en", "test", "a long story", "by tram", question="How did she come?"),
         ]
         write_manifest(rows, tmp_path / "m.jsonl", tmp_path)
         write_manifest(rows, tmp_path / "m.jsonl.gz", tmp_path)

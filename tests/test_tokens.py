@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from trainer.bases import s3_pin
 from trainer.spec import Task
 from trainer.tokens import AUDIO, BaseError, LengthError, Tokens, family_of, locate_base, reference, render
 from trainer.utterance import Utterance
+from trainer.views import Recordings, example
 
 ASK = "Which command is spoken?"
 TASK = Task(name="t", instruction={"en": ASK}, answer="label", labels=["yes", "no"])
@@ -67,6 +69,8 @@ def test_count_of_a_dry_run_is_the_length_of_the_real_example(tokens):
     assert prompt == len(tokens.prompt_ids(ASK, audio))
     assert answer == len(tokens.answer_ids("yes"))
     assert tokens.count(speech, TASK, "text")[0] == len(tokens.tokenizer.ids(render(ASK, "hello there")))
+    asked = replace(speech, question="Really?")
+    assert tokens.count(asked, TASK, "speech")[0] == len(tokens.prompt_ids(f"{ASK}\nReally?", audio))
 
 
 def test_nothing_is_truncated(tokens):
@@ -145,3 +149,14 @@ def test_tokens_is_light():
     heavy = "{'torch', 'transformers', 'peft', 'ray'} & set(sys.modules)"
     code = f"import sys, trainer.tokens as t; t.Tokens({str(TINY)!r}); sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=TINY.parent.parent, check=False).returncode == 0
+
+
+def test_a_question_is_part_of_the_prompt_and_counted_alike(tokens):
+    task = Task(name="qa", instruction={"en": "Answer the question."}, answer="text")
+    asked = row(task="qa", text="she came by tram", label="by tram", question="How did she come?")
+    made = example(asked, "text", task, tokens, Recordings(16_000))
+    assert len(made.prompt) == tokens.count(asked, task, "text")[0]
+    assert "Answer the question.\nHow did she come?" in tokens.tokenizer.decode(made.prompt)
+    assert made.asked == "Answer the question."  # what may be shared
+    heard = Task(name="transcribe", instruction={"en": "Transcribe."}, answer="text")
+    assert "How did she" not in tokens.tokenizer.decode(example(asked, "text", heard, tokens, Recordings(1)).prompt)

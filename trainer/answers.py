@@ -69,9 +69,9 @@ def parse(text: str, task: "Task") -> tuple[Label | None, bool]:
         return None, False
 
 
-def instruction(task: "Task", language: str) -> str:
+def instruction(task: "Task", language: str, question: str | None = None) -> str:
     """The task's instruction in `language` (then its base language, then 'en'), with the menu when
-    `task.menu`.
+    `task.menu`, and below it the utterance's own `question`.
 
     The menu lists labels, intents and slots with their definitions; closed slots list their values.
     Raises ValueError when no instruction fits.
@@ -85,7 +85,7 @@ def instruction(task: "Task", language: str) -> str:
             f"task '{task.name}' has no instruction in '{language}' nor in 'en' "
             f"(it has: {', '.join(task.instruction)}); add one of them"
         )
-    return "\n".join([text, *_menu(task)]) if task.menu else text
+    return "\n".join([text, *(_menu(task) if task.menu else ()), *([question] if question else ())])
 
 
 def in_menu_order(names: list[str], task: "Task") -> list[str]:

@@ -148,7 +148,7 @@ class Tokens:
         """(prompt, answer, audio) tokens of one example; `view` is `text` or `speech`. Audio tokens are part
         of the prompt. The recording's length is taken from `duration_s`, which a dry run has without
         decoding."""
-        instruction = answers.instruction(task, utterance.language)
+        instruction = asked(utterance, task)
         audio = 0
         if view == "speech":
             if utterance.duration_s is None:
@@ -172,6 +172,12 @@ def reference(utterance, task):
     if task.answer == "text" and utterance.text is not None:
         return utterance.text
     raise DataError(f"utterance {utterance.id}: no label, so task {task.name!r} has nothing to learn or to score")
+
+
+def asked(utterance, task) -> str:
+    """The task's instruction and, where this is the utterance's task, its own question: a cascade transcribes first."""
+    question = utterance.question if utterance.task == task.name else None
+    return answers.instruction(task, utterance.language, question)
 
 
 def transcript(utterance) -> str:

@@ -47,6 +47,8 @@ class Utterance:
     """Timed words `{"w", "start", "end"}`, seconds from the utterance's start."""
     meta: dict[str, Any] | None = None
     """Whatever else the source knows; nothing here changes training."""
+    question: str | None = None
+    """What is asked about this utterance, below the task's instruction (question answering)."""
 
 
 _FIELDS = [f.name for f in fields(Utterance)]
@@ -66,6 +68,7 @@ def utterance(row: Any, folder: str = "") -> Utterance:
         key, task, language, split = row["id"], row["task"], row["language"], row["split"]
         text, label, audio, speaker = get("text"), get("label"), get("audio"), get("speaker")
         duration, offset, words, meta = get("duration_s"), get("offset_s", 0.0), get("words"), get("meta")
+        question = get("question")
         sane = (
             type(key) is type(task) is type(language) is type(split) is str
             and key and task and language and split
@@ -77,6 +80,7 @@ def utterance(row: Any, folder: str = "") -> Utterance:
             and (label is None or type(label) is str or _is_label(label))
             and (words is None or type(words) is list)
             and (meta is None or type(meta) is dict)
+            and (question is None or (type(question) is str and question))
             and row.keys() <= _FIELD_SET
         )  # fmt: skip
     except (KeyError, AttributeError):
@@ -134,9 +138,11 @@ def _explain(row: Any) -> ManifestError:
     for key in _REQUIRED:
         if not isinstance(row.get(key), str) or not row[key]:
             return say(key, "a non-empty string is required")
-    for key in ("text", "audio", "speaker"):
+    for key in ("text", "audio", "speaker", "question"):
         if not isinstance(row.get(key), str | None):
             return say(key, "must be a string or null")
+    if row.get("question") == "":
+        return say("question", "must be a question, or null")
     if row.get("audio") == "":
         return say("audio", "must be a path, or null for a text without recording")
     if row.get("audio") is None and row.get("text") is None:
@@ -159,7 +165,7 @@ _SORTED = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 def to_json(row: Utterance, root: str | os.PathLike[str] | None = None) -> str:
     """The canonical line of a row (no newline): fixed field order, audio relative to `root` if inside.
 
-    `offset_s`, `words` and `meta` are left out when empty; every other field is written, null where unknown.
+    `offset_s`, `words`, `meta` and `question` are left out when empty; every other field is written, null if unknown.
     """
     label: Label = row.label
     if isinstance(label, dict):
@@ -170,10 +176,11 @@ def to_json(row: Utterance, root: str | os.PathLike[str] | None = None) -> str:
         "label": label, "audio": relative_audio(row.audio, root), "duration_s": row.duration_s,
         "speaker": row.speaker,
     })  # fmt: skip
-    if row.offset_s or row.words or row.meta:
+    if row.offset_s or row.words or row.meta or row.question:
         extra: dict[str, Any] = {"offset_s": row.offset_s} if row.offset_s else {}
         extra |= {"words": list(row.words)} if row.words else {}
         extra |= {"meta": row.meta} if row.meta else {}
+        extra |= {"question": row.question} if row.question else {}
         line = f"{line[:-1]},{_SORTED(extra)[1:]}"
     return line
 

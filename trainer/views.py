@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer import answers, audio
 from trainer.stage import Plain
-from trainer.tokens import DataError, Tokens, reference, transcript
+from trainer.tokens import DataError, Tokens, asked, reference, transcript
 
 TEXT, SPEECH = "text", "speech"
 VIEWS = (TEXT, SPEECH)
@@ -87,7 +87,7 @@ def example(
 
 
 def _example(utterance, view, task, tokens, recordings, supervised, content) -> Example:
-    instruction = answers.instruction(task, utterance.language)
+    instruction = asked(utterance, task)
     wave = None
     if view == SPEECH:
         wave = recordings.wave(utterance)
@@ -99,7 +99,7 @@ def _example(utterance, view, task, tokens, recordings, supervised, content) -> 
     if supervised:
         answer = tokens.answer_ids(answers.render(reference(utterance, task), task))
     tokens.check_length(len(prompt), len(answer), name=utterance.id)
-    return Example(utterance.id, prompt, answer, wave, instruction)
+    return Example(utterance.id, prompt, answer, wave, answers.instruction(task, utterance.language))
 
 
 def training_example(
