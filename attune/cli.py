@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from attune import local_commands, service_commands, show
-from attune.importing import ImportOptions, import_dataset
+from attune import data_commands, local_commands, service_commands, show
 from attune.reference import markdown
 from trainer.corpus import Reader, tasks_of
 from trainer.fields import SpecError, problem
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=_positive, default=100, help="utterances to listen to (default 100)")
     sub.add_argument("--json", action="store_true")
     _roots(sub)
-    _import_command(command("import", _import, "turn a table, clips or a chat file into a data set"))
+    data_commands.add(command, _roots, roots_of)
     local_commands.add(command)
     service_commands.add(parser, command, _roots, roots_of)
     return parser
@@ -200,39 +199,6 @@ def _positive(text: str) -> int:
 
 def _schema(args: argparse.Namespace) -> int:
     sys.stdout.write(markdown() if args.markdown else json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
-    return 0
-
-
-ROLES = ("audio", "text", "label", "intent", "slots", "speaker", "split", "id", "offset_s", "duration_s")
-
-
-def _import_command(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("source", type=Path, help="CSV, TSV, XLSX, JSON, JSONL or BIO file, or a folder of clips")
-    sub.add_argument("--out", type=Path, required=True, help="folder of the new data set; must not hold another one")
-    sub.add_argument("--language", help="BCP-47 tag, e.g. it or fr-FR, where the source does not say")
-    sub.add_argument("--task", help="name of the task (default: by its answer form)")
-    sub.add_argument("--instruction", help="what the model is asked, in English")
-    sub.add_argument("--answer", choices=("json", "label", "label_set", "text"), help="form of the answer")
-    for role in ROLES:
-        what = "column or key" if role != "slots" else "column or key (several: by comma, a slot type each)"
-        flag = f"--{role.replace('_', '-')}"
-        sub.add_argument(flag, metavar="COLUMN", help=f"{what} of the {role}, instead of the guess; '-': none")
-    sub.add_argument("--audio-root", type=Path, help="folder that audio paths are relative to (default: the file's)")
-    sub.add_argument("--speaker-pattern", help="regular expression whose first group in a file name is the speaker")
-    sub.add_argument("--encoding", help="encoding of a text file (default UTF-8)")
-    sub.add_argument("--sheet", help="sheet of a workbook (default the first)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the split by speaker (default 0)")
-    sub.add_argument("--link", action="store_true", help="refer to the recordings where they are instead of copying")
-    sub.add_argument("--json", action="store_true", help="print the report as JSON")
-
-
-def _import(args: argparse.Namespace) -> int:
-    columns = {role: None if given == "-" else given for role in ROLES if (given := getattr(args, role))}
-    names = ("language", "task", "instruction", "answer", "audio_root")
-    names += ("speaker_pattern", "encoding", "sheet", "seed", "link")
-    options = ImportOptions(columns=columns, **{name: getattr(args, name) for name in names})
-    report = import_dataset(args.source, args.out, options)
-    show.imported(report, args.out, as_json=args.json)
     return 0
 
 

@@ -94,9 +94,7 @@ class TestRows:
             content = f"text{comma}label\na{comma}x\n{'b' * 200_000}{comma}y\nc{comma}x\n"
             report, rows, _ = bring(name, content, out=name)
             assert [row.text for row in rows] == ["a", "c"]
-            assert reasons(report) == {
-                3: "column 'text' holds 200000 characters, at most 100000 are read; shorten it"
-            }
+            assert reasons(report) == {3: "column 'text' holds 200000 characters, at most 100000 are read; shorten it"}
 
     def test_a_quote_left_open_in_a_long_table_is_one(self, bring):
         with pytest.raises(SourceError, match=r"t\.csv:2: quotes do not match"):

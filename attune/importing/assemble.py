@@ -1,7 +1,9 @@
 """From records to utterances: recordings are heard, copies and faulty rows leave, the rest is split."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,25 +38,39 @@ def assemble(
     ids = _ids(records, stem, notes)
     pattern = _pattern(speaker_pattern)
     rows = [_utterance(r, i, task, language, pattern) for r, i in zip(records, ids, strict=True)]
-    lines = [record.line for record in records]
     bad: list[BadRow] = []
-    rows, lines = _without_copies(rows, lines, bad, [record.id for record in records])
-    heard: list[Heard] = []
-    for row in rows:
-        heard.append(examine(row))
-        if progress:
-            progress(len(heard), len(rows))
+    kept = _without_copies(rows, records, bad)
+    rows, records = [rows[n] for n in kept], [records[n] for n in kept]
+    heard = _hear(rows, progress)
     rows = [_timed(row, recording) for row, recording in zip(rows, heard, strict=True)]
     faults = {
         issue.line: str(issue.remedy) if issue.code.startswith("audio_") else f"{issue.code}: {issue.remedy}"
-        for issue in validate([replace(r, split="-") for r in rows], task, lines=lines, recordings=heard).issues
+        for issue in validate([replace(r, split="-") for r in rows], task, recordings=heard, limit=len(rows)).issues
         if issue.severity == "error"
     }
-    bad += [BadRow(line, reason) for line, reason in faults.items()]
-    kept = [n for n, line in enumerate(lines) if line not in faults]
-    rows, lines, heard = [rows[n] for n in kept], [lines[n] for n in kept], [heard[n] for n in kept]
+    bad += [BadRow(records[n - 1].line, reason, records[n - 1].file) for n, reason in faults.items() if n]
+    kept = [n for n in range(len(rows)) if n + 1 not in faults]
+    rows, heard = [rows[n] for n in kept], [heard[n] for n in kept]
     rows = _split(rows, heard, shares, seed, notes)
+    # with several files the lines of the new manifest are meant
+    lines = None if any(record.file for record in records) else [records[n].line for n in kept]
     return rows, validate(rows, task, lines=lines, recordings=heard), bad
+
+
+def _hear(rows: Sequence[Utterance], progress: Callable[[int, int], None] | None) -> list[Heard]:
+    """What every row's recording is like; None for a text."""
+    heard: list[Heard] = [None] * len(rows)
+    spoken = [n for n, row in enumerate(rows) if row.audio]
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resampling leave the interpreter to others
+        for start in range(0, len(spoken), 10_000):  # not a future for each of a million rows
+            part = spoken[start : start + 10_000]
+            for n, recording in zip(part, pool.map(examine, [rows[n] for n in part]), strict=True):
+                heard[n] = recording
+                done += 1
+                if progress:
+                    progress(done, len(spoken))
+    return heard
 
 
 def _ids(records: Sequence[Record], stem: str, notes: list[str]) -> list[str]:
@@ -63,7 +79,8 @@ def _ids(records: Sequence[Record], stem: str, notes: list[str]) -> list[str]:
         return [str(i) for i in given]
     if any(given):
         notes.append("the ids of the source are not unique or incomplete; new ones were made from the lines")
-    return [f"{stem}-{record.line:06d}" for record in records]
+    files = {r.file: re.sub(r"[^\w.-]+", "-", r.file).split(".json")[0] or stem for r in records}
+    return [f"{files[record.file]}-{record.line:06d}" for record in records]
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:
@@ -76,33 +93,29 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
     return pattern
 
 
-def _utterance(
-    r: Record, id: str, task: Task, language: str | None, pattern: re.Pattern[str] | None
-) -> Utterance:
+def _utterance(r: Record, id: str, task: Task, language: str | None, pattern: re.Pattern[str] | None) -> Utterance:
     speaker = r.speaker
     if speaker is None and pattern and r.audio and (match := pattern.search(r.audio.name)):
         speaker = match[1]
     return Utterance(
         id, task.name, r.language or language or "", r.split or "", r.text, r.label,
         None if r.audio is None else str(Path(r.audio).absolute()), r.offset_s, r.duration_s, speaker,
-        meta=r.meta or None,
+        words=r.words, meta=r.meta or None, question=r.question,
     )  # fmt: skip
 
 
-def _without_copies(
-    rows: list[Utterance], lines: list[int], bad: list[BadRow], given_ids: Sequence[str | None]
-) -> tuple[list[Utterance], list[int]]:
+def _without_copies(rows: list[Utterance], records: Sequence[Record], bad: list[BadRow]) -> list[int]:
     """Rows that repeat another in everything are left out; a published test set's rows with own ids all stay."""
-    first: dict[str, int] = {}
+    first: dict[str, Record] = {}
     kept = []
-    for n, row in enumerate(rows):
-        key = to_json(replace(row, id=given_ids[n] or "-"))
-        if key in first:
-            bad.append(BadRow(lines[n], f"repeats line {first[key]}"))
-        else:
-            first[key] = lines[n]
+    for n, (row, record) in enumerate(zip(rows, records, strict=True)):
+        same = first.setdefault(to_json(replace(row, id=record.id or "-")), record)
+        if same is record:
             kept.append(n)
-    return [rows[n] for n in kept], [lines[n] for n in kept]
+        else:
+            where = f"{same.file}:{same.line}" if same.file else f"line {same.line}"
+            bad.append(BadRow(record.line, f"repeats {where}", record.file))
+    return kept
 
 
 def _timed(row: Utterance, recording: Heard) -> Utterance:

@@ -33,6 +33,10 @@ class Record:
     language: str | None = None
     offset_s: float = 0.0
     duration_s: float | None = None
+    words: tuple[dict[str, Any], ...] | None = None
+    question: str | None = None
+    file: str = ""
+    """Which file of the source, where there are several."""
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -40,15 +44,13 @@ def read_records(source: Source, roles: Mapping[str, str], audio_root: Path) -> 
     """Every row as a record, or as a bad row with the reason."""
     finder = AudioFinder(audio_root)
     text_column, slot_columns = roles.get("text"), [c for c in roles.get("slots", "").split(",") if c]
-    inline = text_column is not None and any(
-        has_inline(str(row.cells.get(text_column) or "")) for row in source.rows
-    )
+    inline = text_column is not None and any(has_inline(str(row.cells.get(text_column) or "")) for row in source.rows)
     records, bad = [], []
     for row in source.rows:
         try:
             records.append(_record(row, roles, slot_columns, inline, source.names, finder))
         except ValueError as error:
-            bad.append(BadRow(row.line, str(error)))
+            bad.append(BadRow(row.line, str(error), row.file))
     return records, bad
 
 
@@ -77,6 +79,7 @@ def _record(
         return row.cells.get(roles[role]) if role in roles else None
 
     record = Record(row.line, id=_string(cell("id")), text=_string(cell("text")), speaker=_string(cell("speaker")))
+    record.file = row.file
     record.language, record.answer = _string(cell("language")), _string(cell("answer"))
     if record.language and not is_language(record.language):
         raise ValueError(f"language {record.language!r}: must be a BCP-47 tag, e.g. it or fr-FR")
@@ -105,7 +108,7 @@ def _record(
     rest = {key: value for key, value in row.cells.items() if key not in used and not _empty(value)}
     inner = rest.pop("meta", None)  # a manifest of ours
     record.meta = rest | (inner if isinstance(inner, dict) else {"meta": inner} if inner else {})
-    _check_writable(record)
+    check_storable(record)
     return record
 
 
@@ -121,7 +124,7 @@ def _seconds(value: Any, column: str | None) -> float | None:
     return seconds
 
 
-def _check_writable(record: Record) -> None:
+def check_storable(record: Record) -> None:
     """ValueError where a value has no place in a JSON line: it must not stop the rows beside it."""
     values = {"id": record.id, "text": record.text, "speaker": record.speaker, "label": record.label, **record.meta}
     for name, value in values.items():
@@ -189,6 +192,11 @@ class AudioFinder:
         if same:
             raise ValueError(f"audio {cell!r}: {len(same)} files have this name; write the path below {self.root}")
         raise ValueError(f"audio {cell!r} is missing; put it below {self.root} or say where with --audio-root")
+
+    def any(self) -> bool:
+        """Whether there is any recording below the folder."""
+        self._named("")
+        return bool(self._by_name)
 
     def _named(self, name: str) -> list[Path]:
         if self._by_name is None:

@@ -1,5 +1,6 @@
 """The report of an import: what was read, assumed, left out and written."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,8 @@ class ImportReport:
     rows_read: int
     rows: int
     bad: list[BadRow]
+    left_out: dict[str, int]
+    """How many of them by reason, where a reason has several; what is quoted in it differs from row to row."""
     by_split: dict[str, int]
     speakers_by_split: dict[str, int]
     recordings: int
@@ -62,6 +65,7 @@ class ImportReport:
             rows_read=rows_read,
             rows=len(rows),
             bad=bad,
+            left_out={reason: n for reason, n in Counter(_kind(row.reason) for row in bad).most_common() if n > 1},
             by_split=dict(sorted(splits.items())),
             speakers_by_split=dict(sorted(speakers.items())),
             recordings=sum(row.audio is not None for row in rows),
@@ -83,6 +87,7 @@ class ImportReport:
         said.append(f"  {self.recordings} recordings, {self.seconds / 60:.1f} minutes; task {self.task}")
         said += [f"  note: {note}" for note in self.notes]
         said += [f"  suggestion: {suggestion}" for suggestion in self.suggestions]
+        said += [f"  left out: {count} × {reason}" for reason, count in self.left_out.items()]
         said += [f"  left out: {row}" for row in self.bad[:most_bad]]
         if len(self.bad) > most_bad:
             said.append(f"  … and {len(self.bad) - most_bad} more, in report.json")
@@ -94,11 +99,14 @@ class ImportReport:
         return said
 
 
+def _kind(reason: str) -> str:
+    """A reason without what differs from row to row."""
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"", "…", reason)
+
+
 def readme(report: ImportReport, task: Task, name: str) -> str:
     """README.md of the data set."""
-    table = "\n".join(
-        f"| {split} | {n} | {report.speakers_by_split[split]} |" for split, n in report.by_split.items()
-    )
+    table = "\n".join(f"| {split} | {n} | {report.speakers_by_split[split]} |" for split, n in report.by_split.items())
     notes = "\n".join(f"- {note}" for note in [*report.notes, *report.suggestions]) or "- none"
     return f"""# {name}
 

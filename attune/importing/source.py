@@ -33,9 +33,12 @@ class BadRow:
 
     line: int | None
     reason: str
+    file: str = ""
+    """Which file of the source; empty where there is one only."""
 
     def __str__(self) -> str:
-        return self.reason if self.line is None else f"line {self.line}: {self.reason}"
+        at = f"{self.file}:{self.line}" if self.file else f"line {self.line}"
+        return f"{at if self.line is not None else self.file}: {self.reason}".removeprefix(": ")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class RawRow:
 
     line: int
     cells: dict[str, Any]
+    file: str = ""
 
 
 @dataclass

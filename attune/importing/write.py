@@ -36,6 +36,7 @@ def name_audio(rows: Sequence[Utterance]) -> tuple[list[Utterance], dict[str, Pa
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 stem = re.sub(r"[^\w.-]+", "_", path.stem).strip("._")[:80] or "clip"
+                stem = stem.removesuffix(f"-{digest[:12]}")  # named by us before
                 names[row.audio] = f"audio/{stem}-{digest[:12]}{path.suffix.lower()}"
                 files[names[row.audio]] = path
             row = replace(row, audio=names[row.audio])
@@ -56,11 +57,17 @@ def dataset_at(folder: Path) -> str | None:
         raise SourceError(f"{folder} exists and is no data set of ours; choose another folder") from None
 
 
-def check_writable(out: Path) -> None:
-    """SourceError where the folder `out` can surely not be made: said before the recordings are decoded."""
+def place_of(out: Path) -> Path:
+    """The nearest place above `out` that exists."""
     place = out.absolute().parent
     while not os.path.lexists(place):
         place = place.parent
+    return place
+
+
+def check_writable(out: Path) -> None:
+    """SourceError where the folder `out` can surely not be made: said before the recordings are decoded."""
+    place = place_of(out)
     if not place.is_dir():
         raise SourceError(f"{out}: cannot be made, {place} is a file; choose another folder")
     if not os.access(place, os.W_OK | os.X_OK):
@@ -76,11 +83,19 @@ def task_yaml(task: Task) -> str:
 
 
 def write_dataset(
-    out: Path, rows: Sequence[Utterance], task: Task, report: dict[str, Any], files: dict[str, Path], readme: str
+    out: Path,
+    rows: Sequence[Utterance],
+    task: Task,
+    report: dict[str, Any],
+    files: dict[str, Path],
+    readme: str,
+    *,
+    ours: Path,
 ) -> bool:
     """Write the folder, whole or not at all; False if this very data set is there already.
 
-    `rows` carry audio paths relative to the folder (or absolute ones, linked). SourceError rather than overwrite.
+    Recordings in the folder `ours` (unpacked ones) are moved, others copied. `rows` carry audio paths relative to the
+    new folder (or absolute ones, linked). SourceError rather than overwrite.
     """
     identity = fingerprint(rows)
     if (there := dataset_at(out)) is not None:
@@ -93,7 +108,7 @@ def write_dataset(
         working = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         for name, path in files.items():
             (working / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, working / name)
+            (shutil.move if path.is_relative_to(ours) else shutil.copyfile)(path, working / name)
         write_manifest(rows, working / "manifest.jsonl")
         _write_index(rows, working / "index.parquet")
         (working / "task.yaml").write_text(task_yaml(task), encoding="utf-8")
