@@ -127,6 +127,15 @@ class TestLhotse:
         row = rows["s0.5"]
         assert (row.language, row.speaker, row.split, row.meta) == ("en", "p1", "dev", {"snr": 3})
 
+    def test_new_ids_tell_the_rows_of_a_line_apart(self, tmp_path, bring):
+        clip(tmp_path / "in" / "talk.wav", 1, seconds=2)
+        parts = [self.supervision(0.0), self.supervision(0.5)]
+        for name, start in (("cuts_train", 0.0), ("cuts_dev", 1.0)):
+            json_lines(tmp_path / "in" / f"{name}.jsonl", [cut("c", "talk.wav", start, 1.0, parts)])
+        report, rows, _ = bring("lhotse")
+        assert sorted(rows) == ["cuts_dev-000001", "cuts_dev-000001-2", "cuts_train-000001", "cuts_train-000001-2"]
+        assert any("ids of the source are not unique" in note for note in report.notes)
+
     def test_what_is_no_plain_file_is_left_out(self, tmp_path, bring):
         clip(tmp_path / "in" / "a.wav", 1, seconds=2)
         plain = [self.supervision()]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -80,7 +81,12 @@ def _ids(records: Sequence[Record], stem: str, notes: list[str]) -> list[str]:
     if any(given):
         notes.append("the ids of the source are not unique or incomplete; new ones were made from the lines")
     files = {r.file: re.sub(r"[^\w.-]+", "-", r.file).split(".json")[0] or stem for r in records}
-    return [f"{files[record.file]}-{record.line:06d}" for record in records]
+    made = [f"{files[record.file]}-{record.line:06d}" for record in records]
+    seen: Counter[str] = Counter()
+    for n, name in enumerate(made):  # a line may hold several rows: recordings of a sentence, parts of a cut
+        seen[name] += 1
+        made[n] = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    return made
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:
