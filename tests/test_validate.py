@@ -132,13 +132,13 @@ class TestRecordings:
             (3, "audio_empty"),
             (4, "audio_offset"),
             (5, "wrong_duration"),
-            (6, "wrong_duration"),
+            (6, "part_of_recording"),
             (7, "silent"),
             (8, "mostly_silent"),
             (9, "clipping"),
             (10, "too_short"),
         ]
-        assert (report.errors, report.warnings) == (7, 3)
+        assert (report.errors, report.warnings) == (6, 4)
         assert all(issue.remedy for issue in report.issues)
 
     def test_pieces_of_one_recording_may_be_shorter_than_it(self, clip):

@@ -280,8 +280,11 @@ def _recording_issues(row: Utterance, recording: Recording, alone: bool) -> Iter
     stated, real = row.duration_s, recording.seconds_to_end
     if stated is not None:
         slack = max(TOLERANCE_S, TOLERANCE_SHARE * real)
-        if stated > real + slack or (alone and not row.offset_s and stated < real - slack):
+        if stated > real + slack:
             yield "error", "wrong_duration", "duration_s", stated, f"the recording has {real:.2f} s; correct it"
+        elif alone and not row.offset_s and stated < real - slack:
+            remedy = f"of {real:.2f} s the rest is not used; correct it unless this is a segment"
+            yield "warning", "part_of_recording", "duration_s", stated, remedy
     if recording.seconds < SHORTEST_S:
         yield "warning", "too_short", "audio", row.audio, f"only {recording.seconds:.2f} s; record it again"
     if recording.silence == 1.0:
