@@ -246,7 +246,7 @@ class TestSlueVoxCeleb:
 
     def test_the_toolkit_s_folder(self, tmp_path, bring):
         for split in ("fine-tune", "dev"):
-            clip(tmp_path / "in" / f"{split}_raw" / f"id1_{split}.flac", 1 if split == "dev" else 2)
+            clip(tmp_path / "in" / f"{split}_raw" / f"id1_{split}.flac", 1 if split == "dev" else 2, seconds=2)
             columns = ["id", "normalized_text", "sentiment", "start_second", "end_second"]
             cells = [f"id1_{split}", 'he said "no', "Negative", "0.0", "0.2"]
             table = "\t".join(columns) + "\n" + "\t".join(cells) + "\n"
@@ -255,6 +255,7 @@ class TestSlueVoxCeleb:
         report, rows, _ = bring("slue-voxceleb")
         assert {row.split for row in rows.values()} == {"train", "dev"}
         assert (rows["id1_dev"].text, rows["id1_dev"].speaker) == ('he said "no', "id1")
+        assert rows["id1_dev"].duration_s == 0.2  # from the start of a recording of 2 s
         assert "blind" in report.bad[0].reason
 
 

@@ -17,7 +17,7 @@ from trainer.spec import Task
 
 TASK = Task(
     name="summarise", answer="text", instruction={"en": "Summarise the speech in one sentence."},
-    metrics=["rouge_l", "rouge_1", "rouge_2"],
+    metrics=["rouge_l", "rouge1", "rouge2"],
 )  # fmt: skip
 OTHERS = ("summary1", "summary2", "summary3")
 LAYOUT = "data/core-*.parquet, or train.jsonl, with id, transcription, summary and perhaps audio"

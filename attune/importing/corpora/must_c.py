@@ -23,6 +23,8 @@ LANGUAGES = {
     "it": "Italian", "ja": "Japanese", "nl": "Dutch", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian",
     "tr": "Turkish", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
+BLEU = {"zh": "bleu_zh", "ja": "bleu_character"}
+"""Languages that write no blanks between words."""
 
 
 def read(corpus: Corpus, options: ImportOptions) -> None:
@@ -94,4 +96,6 @@ def _task(target: str | None) -> Task:
     if target is None:
         return TRANSCRIBE
     words = f"Translate the speech into {LANGUAGES.get(target, target)}."
-    return Task(name=f"translate-{target}", answer="text", instruction={"en": words}, metrics=["bleu", "chrf"])
+    return Task(
+        name=f"translate-{target}", answer="text", instruction={"en": words}, metrics=[BLEU.get(target, "bleu"), "chrf"]
+    )

@@ -45,7 +45,7 @@ DIALOG_ACT = Task(
     menu=True,
 )  # fmt: skip
 NAMED_ENTITIES = Task(
-    name="named_entities", answer="json", slots=dict.fromkeys(COMBINED), metrics=["entity_f1"],
+    name="named_entities", answer="json", slots=dict.fromkeys(COMBINED), metrics=["slue_ner_f1", "slue_ner_label_f1"],
     instruction={"en": "Which named entities does the utterance mention? Answer in JSON, by type."}, menu=True,
 )  # fmt: skip
 SPLITS = {"fine-tune": "train", "dev": "dev", "test": "test", "test_blind": "test"}

@@ -20,7 +20,7 @@ from attune.importing.source import SourceError, read_text
 from trainer.spec import Task
 
 TASK = Task(
-    name="question_answering", answer="text", metrics=["exact_match", "qa_f1"],
+    name="question_answering", answer="text", metrics=["qa_f1", "qa_exact_match"],
     instruction={"en": "Answer the question about the speech with a few words from it."},
 )  # fmt: skip
 SETS = {"spoken_train-v1.1.json": ("train", "train_wav"), "spoken_test-v1.1.json": ("test", "dev_wav")}
