@@ -10,6 +10,8 @@ import yaml
 from sources import bring_kind, clip, cut, json_lines, shard, sound
 
 from attune.importing import SourceError
+from attune.importing.corpora import mega_ssum, must_c, slue, spoken_squad
+from trainer.metrics import METRICS
 
 
 @pytest.fixture
@@ -95,9 +97,10 @@ class TestSpokenSquad:
         report, rows, task = bring("spoken-squad")
         assert list(rows) == ["q1", "q2"]
         row = rows["q1"]
-        assert (row.question, row.label, row.split) == ("Who won?", "denver", "test")
+        assert (row.question, row.label, row.split) == ("Who won?", ["denver", "denver broncos"], "test")
+        assert rows["q2"].label == "santa clara"
         assert row.text == "denver broncos won in santa clara"
-        assert row.meta == {"passage": "0_0", "answers": ["denver", "denver broncos"]}
+        assert row.meta == {"passage": "0_0"}
         assert rows["q2"].audio == row.audio
         first, second = (soundfile.read(tmp_path / "in/Spoken-SQuAD_audio/dev_wav" / f"0_0_{n}.wav")[0] for n in (0, 1))
         assert np.array_equal(soundfile.read(row.audio)[0], np.concatenate([first, second]))
@@ -214,3 +217,11 @@ class TestCommonVoice:
         _, rows, _ = bring("common-voice")
         assert rows["cv_2"].split == rows["cv_4"].split  # one volunteer
         assert {row.split for row in rows.values()} == {"train", "dev", "test"}
+
+
+def test_metrics_that_corpora_name_are_there_and_fit_their_answers():
+    tasks = [slue.SENTIMENT, slue.DIALOG_ACT, slue.NAMED_ENTITIES, mega_ssum.TASK, spoken_squad.TASK]
+    tasks += [must_c.task(target) for target in (None, "de", "zh", "ja")]
+    wrong = [(t.name, name) for t in tasks for name in t.metrics if t.answer not in METRICS[name].answers]
+    assert wrong == []
+    assert len({task.name for task in tasks}) == len(tasks)

@@ -40,7 +40,7 @@ def read(corpus: Corpus, options: ImportOptions) -> None:
         raise SourceError(f"must-c: pairs with {', '.join(there)}, whose talks are the same; say one with --target")
     if target is None:
         corpus.notes.append(f"transcripts alone; say --target {there[0] if there else 'de'} to learn to translate")
-    corpus.task = _task(target)
+    corpus.task = task(target)
     for path in found:
         if target is None or target in targets[path]:
             _segments(corpus, path, target)
@@ -92,7 +92,8 @@ def _targets(path: Path) -> list[str]:
     return [p.suffix[1:] for p in path.parent.glob(f"{path.stem}.*") if p.suffix not in (".yaml", ".en")]
 
 
-def _task(target: str | None) -> Task:
+def task(target: str | None) -> Task:
+    """To transcribe, or to translate into `target`."""
     if target is None:
         return TRANSCRIBE
     words = f"Translate the speech into {LANGUAGES.get(target, target)}."

@@ -27,7 +27,7 @@ SETS = {"spoken_train-v1.1.json": ("train", "train_wav"), "spoken_test-v1.1.json
 
 
 def read(corpus: Corpus, _options: ImportOptions) -> None:
-    """One row per question; the sentences of its passage are joined into one recording."""
+    """One row per question, all right answers as its label; a passage's sentences are joined into one recording."""
     corpus.task = TASK
     found = need(corpus.files(*SETS), corpus.root, "spoken-squad", f"{', '.join(SETS)}, train_wav/ and dev_wav/")
     if noisy := files(corpus.root, "spoken_test-v1.1_WER*.json"):
@@ -52,13 +52,13 @@ def _questions(
             if sorted(sentences) != list(range(len(sentences))) or not sentences:
                 raise ValueError(f"recordings of passage '{name}' are missing or not numbered from 0; unpack them")
             joined = joined or _join(sentences, corpus.work / f"{split}-{name}.flac")
-            answers = [answer["text"] for answer in qa["answers"]]
+            answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"]))
             if not answers:
                 raise ValueError("a question without answer")
             corpus.add(
-                path, number, audio=joined, text=paragraph["context"], label=answers[0], question=qa["question"],
-                id=qa["id"], language="en", split=split,
-                meta={"passage": name, "answers": answers if len(set(answers)) > 1 else None},
+                path, number, audio=joined, text=paragraph["context"], question=qa["question"],
+                label=answers if len(answers) > 1 else answers[0], id=qa["id"], language="en", split=split,
+                meta={"passage": name},
             )  # fmt: skip
 
 
