@@ -16,7 +16,7 @@ from sources import EN, bring_kind, clip, cut, json_lines, shard, slot, sound
 
 from attune.cli import main
 from attune.exporting import export_dataset
-from attune.importing import SourceError, import_dataset
+from attune.importing import KINDS, SourceError, import_dataset
 from attune.importing.write import task_yaml
 from trainer.manifest import Utterance, fingerprint, load, write_manifest
 from trainer.spec import Task
@@ -318,3 +318,8 @@ class TestCommands:
         ):
             assert main(["import", *words, "--out", "data"]) == 2
             assert says in capsys.readouterr().err
+
+
+def test_every_kind_is_in_the_page_about_corpora():
+    page = (Path(__file__).parent.parent / "docs" / "corpora.md").read_text()
+    assert [kind for kind in KINDS if f"| `{kind}` |" not in page] == []

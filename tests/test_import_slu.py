@@ -258,6 +258,14 @@ class TestSlueVoxCeleb:
         assert rows["id1_dev"].duration_s == 0.2  # from the start of a recording of 2 s
         assert "blind" in report.bad[0].reason
 
+    def test_transcribing_it_instead(self, tmp_path, bring):
+        rows = [self.row("id10000_a_1", "Negative", audio=sound(tmp_path, 1), speaker_id="id10000")]
+        shard(tmp_path / "in" / "voxceleb" / "test-00000-of-00001.parquet", rows)
+        _, rows, task = bring("slue-voxceleb", answer="text", task="asr")
+        assert (task.name, task.answer, rows["id10000_a_1"].label) == ("asr", "text", None)
+        _, rows, task = bring("slue-voxceleb", out="o2", instruction="Is it good?")
+        assert (task.instruction["en"], rows["id10000_a_1"].label) == ("Is it good?", "Negative")
+
 
 class TestSlueHvb:
     def test_dialog_acts_are_a_set(self, tmp_path, bring):
