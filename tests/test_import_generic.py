@@ -1,5 +1,6 @@
 """`attune import` of generic layouts and archives; `attune export`, and the way back."""
 
+import gzip
 import io
 import json
 import os
@@ -65,6 +66,11 @@ class TestHuggingFace:
         _, rows, task = bring("hf", language="en")
         assert {row.split: row.text for row in rows.values()} == {"train": "a train row", "dev": "a validation row"}
         assert task.answer == "text"
+
+    def test_our_own_index_is_no_data_set_of_the_hub(self, tmp_path):
+        clip(tmp_path / "in" / "yes" / "a.wav")
+        import_dataset(tmp_path / "in", tmp_path / "in" / "_imported", EN)
+        assert import_dataset(tmp_path / "in", tmp_path / "out", EN).format == "folder"
 
     def test_a_damaged_file(self, tmp_path, bring):
         (tmp_path / "in").mkdir()
@@ -154,6 +160,17 @@ class TestLhotse:
         assert "2 channels" in report.bad[1].reason
         assert not Path("pwned").exists()
 
+    def test_lines_that_cannot_be_read_are_named(self, tmp_path, bring):
+        whole = gzip.compress(b'{"supervisions": [], "recording": 1}\n' * 10_000)
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "cuts.jsonl.gz").write_bytes(whole[:-20])
+        with pytest.raises(SourceError, match=r"cuts\.jsonl\.gz:\d+: cannot be read .*; copy it again"):
+            bring("lhotse")
+        (tmp_path / "in" / "cuts.jsonl.gz").unlink()
+        (tmp_path / "in" / "cuts.jsonl").write_bytes(b'{"supervisions": [], "recording": 1}\n"caf\xe9"\n')
+        with pytest.raises(SourceError, match=r"cuts\.jsonl:2: not UTF-8 \(byte 0xe9\)"):
+            bring("lhotse")
+
 
 class TestKaldi:
     def write(self, folder, segments=True):
@@ -214,6 +231,16 @@ class TestArchives:
         assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
         with pytest.raises(SourceError, match="--link: the recordings come out of an archive"):
             bring("librispeech", source=name, out="o2", link=True)
+
+    def test_of_a_table_and_its_clips(self, tmp_path):
+        clip(tmp_path / "clips" / "a.wav")
+        with zipfile.ZipFile(tmp_path / "orders.zip", "w") as archive:
+            archive.writestr("metadata.csv", "audio,label\nclips/a.wav,x\n")
+            archive.write(tmp_path / "clips" / "a.wav", "clips/a.wav")
+        assert import_dataset(tmp_path / "orders.zip", tmp_path / "out", EN).recordings == 1
+        with zipfile.ZipFile(tmp_path / "alone.zip", "w") as archive:
+            archive.writestr("orders.csv", "text,label\nhi,x\n")
+        assert import_dataset(tmp_path / "alone.zip", tmp_path / "o2", EN).rows == 1
 
     def test_that_lead_out_of_themselves_are_refused(self, tmp_path, bring):
         with tarfile.open(tmp_path / "c.tar", "w") as archive:

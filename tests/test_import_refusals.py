@@ -21,6 +21,15 @@ def reasons(report):
     return {bad.line: bad.reason for bad in report.bad}
 
 
+def test_every_faulty_row_is_left_out_however_many_there_are(bring, tmp_path):
+    clip(tmp_path / "in" / "a.wav")
+    lines = [f"a.wav,say {n},x,{9 if n else ''}" for n in range(1102)]
+    report, rows, _ = bring("t.csv", "\n".join(["audio,text,label,duration_s", *lines]))
+    assert len(rows) == 1
+    assert len(report.bad) == 1101  # more than a report keeps
+    assert list(report.left_out.values()) == [1101]
+
+
 class TestTheTeamsOwnSplit:
     def table(self, values):
         lines = [f"say {n},{'xy'[n % 2]},s{n},{value}" for n, value in enumerate(values)]

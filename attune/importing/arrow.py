@@ -23,8 +23,9 @@ _MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}
 
 
 def files_below(corpus: Corpus) -> list[Path]:
-    """Parquet files (a hub folder) or Arrow files (`save_to_disk`) of a corpus."""
-    return corpus.files("*.parquet") or [p for p in corpus.files("*.arrow") if not p.name.startswith("cache-")]
+    """Parquet files (a hub folder) or Arrow files (`save_to_disk`) of a corpus; our own data sets' index is none."""
+    found = corpus.files("*.parquet") or [p for p in corpus.files("*.arrow") if not p.name.startswith("cache-")]
+    return [p for p in found if not (p.name == "index.parquet" and p.with_name("manifest.jsonl").is_file())]
 
 
 def split_of(path: Path, root: Path) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.importing.records import AudioFinder, Record, check_storable
-from attune.importing.source import BadRow, SourceError, read_text
+from attune.importing.source import BadRow, SourceError
 from attune.importing.split import split_name
 from trainer.spec import Task, builtin_tasks
 
@@ -76,10 +76,20 @@ class Corpus:
         except (TypeError, IndexError, AttributeError) as error:
             self.skip(path, line, f"not as published ({type(error).__name__}: {str(error)!r}); correct it")
 
-    def lines(self, path: Path) -> list[str]:
-        """Lines of a text file; only a line feed ends one (transcripts hold other separators)."""
-        lines = read_text(path).split("\n")
-        return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    def lines(self, path: Path) -> Iterator[str]:
+        """Lines of a UTF-8 file, read as they are asked for; only a line feed ends one (transcripts hold other
+        separators). SourceError names the line that cannot be read."""
+        number = 0
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode()
+                    yield text.removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise SourceError(f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise SourceError(f"{path}:{number + 1}: cannot be read ({error}); copy it again") from None
 
     def json_lines(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line, object) of a file with one JSON object a line; other lines are left out."""
@@ -105,7 +115,8 @@ class Corpus:
 
     def tsv(self, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         """(line, cells by column) of a tab-separated file with a header; quotes are part of the text."""
-        header, *rows = [line.split("\t") for line in self.lines(path)] or [[]]
+        rows = (line.split("\t") for line in self.lines(path))
+        header = next(rows, [])
         for line, cells in enumerate(rows, 2):
             if len(cells) == len(header):
                 yield line, dict(zip(header, cells, strict=True))

@@ -11,7 +11,7 @@ MOST_FILES = 10_000_000
 
 
 def unpacked(path: Path, work: Path) -> Path:
-    """The folder that an archive holds, unpacked below `work`; any other path as it is.
+    """What an archive holds (a folder, or its only file), unpacked below `work`; any other path as it is.
 
     Never more than the disk has room for. SourceError: not an archive, or one that must not be unpacked.
     """
@@ -24,4 +24,4 @@ def unpacked(path: Path, work: Path) -> Path:
     except ArchiveError as error:
         raise SourceError(f"{path}: {error}") from None
     inside = list(folder.iterdir())
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+    return inside[0] if len(inside) == 1 else folder

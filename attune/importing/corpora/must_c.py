@@ -53,7 +53,7 @@ def _segments(corpus: Corpus, path: Path, target: str | None) -> None:
         beside = path.with_suffix(f".{language}")
         if not beside.is_file():
             raise SourceError(f"{beside}: missing; it holds a line for each of the {len(segments)} segments")
-        texts[language] = corpus.lines(beside)
+        texts[language] = list(corpus.lines(beside))
         if len(texts[language]) != len(segments):
             raise SourceError(
                 f"{beside}: {len(texts[language])} lines for {len(segments)} segments of {path.name}; copy both again"
