@@ -335,6 +335,21 @@ class TestCommands:
         assert main(["export", "hf", "data", "--out", "hf", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"rows": 1, "by_split": {"dev-clean": 1}, "left_out": []}
 
+    def test_options_that_would_not_be_heeded_are_refused(self, tmp_path, bring):
+        folder = tmp_path / "in" / "dev-clean" / "84" / "1"
+        clip(folder / "84-1-0000.flac", 1)
+        (folder / "84-1.trans.txt").write_text("84-1-0000 HELLO\n")
+        for options, says in (
+            ({"target": "de"}, "--target is for must-c; leave it out"),
+            ({"config": "x"}, "--config is for italic and common-voice; leave it out"),
+            ({"columns": {"offset_s": "start"}}, "--offset-s has no meaning for librispeech"),
+            ({"encoding": "cp1252"}, "--encoding has no meaning for librispeech"),
+            ({"language": "fr"}, "librispeech: its rows are in en, not in --language fr"),
+        ):
+            with pytest.raises(SourceError, match=says):
+                bring("librispeech", **options)
+        assert len(bring("librispeech", language="en")[1]) == 1
+
     def test_mistakes_are_said(self, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for words, says in (

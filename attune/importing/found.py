@@ -43,13 +43,32 @@ def find(path: Path, kind: str | None, options: ImportOptions, work: Path) -> Fo
     if kind is None and hf.is_hf(corpus):
         kind = "hf"
     reader = hf.read_ours if kind == "hf" and hf.is_ours(corpus) else CORPORA.get(kind or "")
+    _check_options(kind, options, table=reader is None)
     if reader is None:
         return _table(path, kind, options, corpus)
     reader(corpus, options)
+    languages = {str(record.language or options.language) for record in corpus.records}
+    if languages and options.language not in (None, *languages):
+        raise SourceError(
+            f"{kind}: its rows are in {', '.join(sorted(languages))}, not in --language {options.language}"
+        )
     rows_read, records = len(corpus.records) + len(corpus.bad), corpus.records
     task = corpus.task or _task_beside(root, kind)
     records, task, suggestions = _with_task(path, records, corpus.bad, corpus.notes, task, options)
     return Found(str(kind), rows_read, records, corpus.bad, corpus.notes, task, suggestions)
+
+
+def _check_options(kind: str | None, options: ImportOptions, *, table: bool) -> None:
+    """SourceError for what was said and would not be heeded."""
+    of_kinds = {"target": ("must-c",), "config": ("italic", "common-voice")}
+    for name, kinds in of_kinds.items():
+        if getattr(options, name) is not None and kind not in kinds:
+            raise SourceError(f"--{name} is for {' and '.join(kinds)}; leave it out")
+    texts = ("encoding", "sheet") if kind in CORPORA or kind == "hf" else ()
+    said = [name for name in texts if getattr(options, name) is not None]
+    if said or (options.columns and not table):
+        name = said[0] if said else next(iter(options.columns))
+        raise SourceError(f"--{name.replace('_', '-')} has no meaning for {kind}, whose layout is known; leave it out")
 
 
 def _table(path: Path, kind: str | None, options: ImportOptions, corpus: Corpus) -> Found:
