@@ -138,6 +138,16 @@ class TestMegaSsum:
 
 
 class TestLibriSpeech:
+    def test_linked_folders_are_followed_once(self, tmp_path, bring):
+        folder = tmp_path / "disk" / "84" / "1"
+        clip(folder / "84-1-0000.flac", 1)
+        (folder / "84-1.trans.txt").write_text("84-1-0000 HELLO\n")
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "dev-clean").symlink_to(tmp_path / "disk")
+        (tmp_path / "disk" / "loop").symlink_to(tmp_path / "in")
+        report, rows, _ = bring("librispeech")
+        assert (list(rows), rows["84-1-0000"].split, report.bad) == (["84-1-0000"], "dev-clean", [])
+
     def test_subsets(self, tmp_path, bring):
         for subset, reader in (("train-clean-100", 103), ("test-other", 367)):
             folder = tmp_path / "in" / "LibriSpeech" / subset / str(reader) / "1240"

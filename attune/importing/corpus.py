@@ -1,7 +1,9 @@
 """What a reader of a published layout fills: records with file and line, what was left out and why, the task."""
 
+import fnmatch
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.importing.records import AudioFinder, Record, check_storable
-from attune.importing.source import BadRow, SourceError
+from attune.importing.source import BadRow, SourceError, walk
 from attune.importing.split import split_name
 from trainer.spec import Task, builtin_tasks
 
@@ -134,8 +136,9 @@ def _beginning(path: Path) -> str:
 
 def files(root: Path, *patterns: str) -> list[Path]:
     """Files below `root` that fit one of the patterns, sorted by path; hidden ones are passed over."""
-    found = {path for pattern in patterns for path in root.rglob(pattern) if path.is_file()}
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    named = re.compile("|".join(fnmatch.translate(pattern.rpartition("/")[2]) for pattern in patterns))
+    found = (path for path in walk(root) if named.match(path.name))  # the quick look first: there may be a million
+    return sorted(path for path in found if any(path.match(pattern) for pattern in patterns))
 
 
 def need(found: list[Path], root: Path, kind: str, layout: str) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.importing.slots import from_json, has_inline, parse_cell, parse_inline
-from attune.importing.source import AUDIO_SUFFIXES, BadRow, RawRow, Source, is_language
+from attune.importing.source import AUDIO_SUFFIXES, BadRow, RawRow, Source, is_language, walk
 from attune.importing.split import SPLITS, split_name
 from trainer.manifest import Label
 
@@ -201,7 +201,7 @@ class AudioFinder:
     def _named(self, name: str) -> list[Path]:
         if self._by_name is None:
             self._by_name = {}
-            for path in sorted(self.root.rglob("*")):
+            for path in walk(self.root):
                 if path.suffix.lower() in AUDIO_SUFFIXES:
                     for key in (path.name.lower(), path.stem.lower()):
                         self._by_name.setdefault(key, []).append(path)

@@ -1,7 +1,9 @@
 """What every reader hands over: raw rows with their line, bad rows with a reason, notes on what was assumed."""
 
 import gzip
+import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,17 @@ class Source:
     """Class names by column, where the source stores labels as numbers (Hugging Face ClassLabel)."""
     instruction: str | None = None
     """The question that the source asks in every row, where it has one."""
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """All files below a folder, sorted folder by folder; linked folders too (each once), hidden ones not."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        seen.add(real)
 
 
 def read_text(path: Path, encoding: str | None = None) -> str:
