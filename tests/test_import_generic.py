@@ -7,6 +7,7 @@ import os
 import tarfile
 import zipfile
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +72,14 @@ class TestHuggingFace:
         clip(tmp_path / "in" / "yes" / "a.wav")
         import_dataset(tmp_path / "in", tmp_path / "in" / "_imported", EN)
         assert import_dataset(tmp_path / "in", tmp_path / "out", EN).format == "folder"
+
+    def test_columns_that_a_manifest_cannot_hold(self, tmp_path, bring):
+        row = {"audio": sound(tmp_path, 1), "translated": sound(tmp_path, 2), "text": "hi", "thumb": b"\xff",
+               "at": datetime(2026, 1, 2)}  # fmt: skip
+        shard(tmp_path / "in" / "train.parquet", [row])
+        report, rows, _ = bring("hf", language="en")
+        assert next(iter(rows.values())).meta == {"at": "2026-01-02T00:00:00"}
+        assert any("columns audio, translated: one is used" in note for note in report.notes)
 
     def test_a_damaged_file(self, tmp_path, bring):
         (tmp_path / "in").mkdir()

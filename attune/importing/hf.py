@@ -5,6 +5,9 @@ Columns are guessed as those of a table are; the split is the name that the file
 """
 
 import json
+from datetime import date, time
+from pathlib import Path
+from typing import Any
 
 from attune.importing import arrow
 from attune.importing.corpus import Corpus, need
@@ -46,6 +49,16 @@ def read_hf(corpus: Corpus) -> Source:
         for line, cells in arrow.read(path, corpus):
             if name and not split_name(str(cells.get("split") or "")):
                 cells = {**cells, "split": name}
-            source.rows.append(RawRow(line, cells, corpus.name(path)))
+            source.rows.append(RawRow(line, {c: _plain(v) for c, v in cells.items()}, corpus.name(path)))
+    spoken = {column for row in source.rows[:100] for column, cell in row.cells.items() if isinstance(cell, Path)}
+    if len(spoken) > 1:
+        source.notes.append(f"recordings in the columns {', '.join(sorted(spoken))}: one is used (--audio says which)")
     source.bad = corpus.bad
     return source
+
+
+def _plain(value: Any) -> Any:
+    """A cell that JSON can hold: times as text, bytes that are no recording as nothing."""
+    if isinstance(value, bytes):
+        return None
+    return value.isoformat() if isinstance(value, date | time) else value

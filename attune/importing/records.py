@@ -105,7 +105,11 @@ def _record(
     if record.audio is None and not record.text:
         raise ValueError("neither text nor recording")
     used = {column for columns in roles.values() for column in columns.split(",")} - {roles.get("prompt")}
-    rest = {key: value for key, value in row.cells.items() if key not in used and not _empty(value)}
+    rest = {
+        key: value
+        for key, value in row.cells.items()
+        if key not in used and not (_empty(value) or isinstance(value, Path))
+    }
     inner = rest.pop("meta", None)  # a manifest of ours
     record.meta = rest | (inner if isinstance(inner, dict) else {"meta": inner} if inner else {})
     check_storable(record)
