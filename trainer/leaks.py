@@ -49,7 +49,7 @@ def _same_recording(
         if where != row.split:
             remedy = f"the same recording is {first.id!r} in {where}; keep one of them"
             yield line, row, "error", "same_audio_in_splits", "audio", row.audio, remedy
-        else:
+        elif first.question == row.question:  # several questions about one passage are meant
             remedy = f"the same recording as {first.id!r}; keep one unless it is meant to count twice"
             yield line, row, "warning", "same_audio_twice", "audio", row.audio, remedy
 
