@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 SIZES = (10_000, 100_000, 1_000_000)
 
-from benchmarks.medians import written  # noqa: E402
+from benchmarks.measure import written  # noqa: E402
 
 
 def write(folder: Path, rows: int) -> None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from attune.client import Client  # noqa: E402
 from attune.instance import Instance  # noqa: E402
-from benchmarks.medians import written  # noqa: E402
+from benchmarks.measure import written  # noqa: E402
 from worker.ray_jobs import RayJobs  # noqa: E402
 
 FIRST = "attempts/1/checkpoints/1/manifest.json"

@@ -38,8 +38,9 @@ class Mel:
         self.shape = shape
         self.extractor = WhisperFeatureExtractor.from_pretrained(folder)
         if self.extractor.dither:
-            raise ValueError(f"{folder}: dither {self.extractor.dither:g} in the feature extractor makes frames random; "
-                             "only 0 is supported")  # fmt: skip
+            raise ValueError(
+                f"{folder}: dither: {self.extractor.dither:g} makes the feature extractor's frames random; use 0"
+            )
         self._window = torch.hann_window(self.extractor.n_fft)
         filters = torch.from_numpy(self.extractor.mel_filters).float()
         self._bands = []
@@ -54,7 +55,7 @@ class Mel:
         window."""
         kept = min(self.shape.mel_frames(len(wave)) + RIGHT_FRAMES, self.shape.window_samples // self.shape.hop_length)
         spectrum = torch.fft.rfft(self._frames(wave, max(kept, FEWEST_FRAMES)) * self._window)
-        # |x|² through the root as the stock extractor takes it: re² + im² has other bits. Contiguous parts: twice as fast.
+        # |x|² by way of the root, as the stock extractor takes it: re² + im² has other bits. Contiguous is faster.
         power = torch.hypot(spectrum.real.contiguous(), spectrum.imag.contiguous()).square_()
         mel = torch.cat([power[:, low:high] @ filters for low, high, filters in self._bands], 1)
         log = mel.clamp_(min=1e-10).log10_()
