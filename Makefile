@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-orders test test-integration test-faults test-servers check base docs clean
+.PHONY: install demo demo-orders test test-integration test-faults test-servers check bench-flops base docs clean
 
 install: $(STAMP)
 
@@ -49,6 +49,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# FLOPs of a training step against stock transformers + PEFT, counted; some 15 minutes. All benchmarks: benchmarks/.
+bench-flops: install
+	$(BIN)/python benchmarks/flops.py
 
 # Rebuilds the tiny base from text and synthetic speech; prints its gate. About two hours on two cores.
 base: install
