@@ -36,16 +36,27 @@ def _version(package: str) -> str:
         return "none"
 
 
-def in_turns(peers: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1) -> list[dict[str, float]]:
+def in_turns(
+    peers: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm: int = 1,
+    check: Callable[[], object] = lambda: None,
+    ready: Callable[[], object] = lambda: None,
+) -> list[dict[str, float]]:
     """Seconds per peer and round, {name: seconds, …, "load": …}; the order of the peers turns round by round. `warm`
-    rounds before them are not counted."""
+    rounds before them are not counted. `check` is called after every round, and raises where the peers did not do the
+    same; `ready` before the clock starts and before it stops (a GPU's synchronisation)."""
     found = []
     for n in range(-warm, rounds):
         row: dict[str, float] = {}
         for name in list(peers) if n % 2 == 0 else list(peers)[::-1]:
+            ready()
             began = time.perf_counter()
             peers[name]()
+            ready()
             row[name] = time.perf_counter() - began
+        check()
         if n >= 0:
             found.append({**{name: row[name] for name in peers}, "load": os.getloadavg()[0]})
     return found

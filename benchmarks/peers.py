@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.ours import PLAIN
 from trainer.views import Example
@@ -130,6 +130,7 @@ def trainer(model: Any, collate: Collator, examples: Sequence[Example], batch: i
             dataloader_pin_memory=False, use_cpu=str(collate.device) == "cpu", **options,
         )  # fmt: skip
         used = _InOrder(model=model, args=arguments, data_collator=collate, train_dataset=list(examples))  # type: ignore[arg-type]
+        used.remove_callback(PrinterCallback)
         used.add_callback(kept)
         used.train()
     return kept.steps
