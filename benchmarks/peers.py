@@ -47,10 +47,10 @@ def lora(stock: Any, config: LoraConfig, *, start: dict[str, torch.Tensor] | Non
 
 
 class Collator:
-    """Examples to the stock model's inputs."""
+    """Examples to the stock model's inputs, padded on the right, or on the `left` to generate."""
 
-    def __init__(self, extractor: Any, pad: int, device: str | torch.device = "cpu"):
-        self.extractor, self.pad, self.device = extractor, pad, device
+    def __init__(self, extractor: Any, pad: int, device: str | torch.device = "cpu", *, left: bool = False):
+        self.extractor, self.pad, self.device, self.left = extractor, pad, device, left
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """{input_ids, attention_mask, labels: (batch, time), and where there are recordings input_features
@@ -58,8 +58,9 @@ class Collator:
         shape = (len(examples), max(map(len, examples)))
         ids, mask, labels = np.full(shape, self.pad), np.zeros(shape, np.int64), np.full(shape, IGNORED)
         for r, e in enumerate(examples):
-            ids[r, : len(e)], mask[r, : len(e)] = (*e.prompt, *e.answer), 1
-            labels[r, len(e.prompt) : len(e)] = e.answer
+            start = shape[1] - len(e) if self.left else 0
+            ids[r, start : start + len(e)], mask[r, start : start + len(e)] = (*e.prompt, *e.answer), 1
+            labels[r, start + len(e.prompt) : start + len(e)] = e.answer
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         waves = [e.wave for e in examples if e.wave is not None]
         if waves:

@@ -65,6 +65,8 @@ def random_stock(config: Any, attention: str, *, device: str = "cpu", dtype: tor
         return stock._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)
 
 
+BASES = {"qwen2_audio": qwen2_audio}
+"""Configs by `model_type`."""
 CLASSES = {"qwen2_audio": "Qwen2AudioForConditionalGeneration"}
 """Stock classes by `model_type`."""
 
