@@ -5,7 +5,7 @@
 
 Random weights at the public shape, random inputs. Attune's side is trainer.families and trainer.loop as they are. The
 peers are stock transformers and PEFT in padded batches of 8, given the correct loss, and their inputs beforehand:
-`tuned` has LoRA on the language model, sdpa, fused AdamW and no checkpointing; `naive` has LoRA on all linear layers and
+`tuned` has LoRA on the language model, sdpa, fused AdamW, no checkpointing; `naive` has LoRA on all linear layers and
 gradient checkpointing. Each row first checks that both sides do the same, then measures them in turns. A line of JSON
 is written as soon as a row is done; a row that fails or for which no time is left says so, and the others go on.
 
