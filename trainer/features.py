@@ -49,12 +49,16 @@ class Mel:
             low, high = int(used.min()), int(used.max()) + 1
             self._bands.append((low, high, part[low:high].contiguous()))
 
-    @torch.inference_mode()
     def __call__(self, wave: np.ndarray) -> np.ndarray:
         """Log-mel of one mono wave (samples,) float32 → (bins, L + 2) float32, fewer at the end of the
         window."""
-        kept = min(self.shape.mel_frames(len(wave)) + RIGHT_FRAMES, self.shape.window_samples // self.shape.hop_length)
-        spectrum = torch.fft.rfft(self._frames(wave, max(kept, FEWEST_FRAMES)) * self._window)
+        return self._log_mel(wave, self.shape.mel_frames(len(wave)) + RIGHT_FRAMES)
+
+    @torch.inference_mode()
+    def _log_mel(self, wave: np.ndarray, frames: int) -> np.ndarray:
+        """(bins, frames) float32: the first frames of the wave in its window."""
+        kept = min(frames, self.shape.window_samples // self.shape.hop_length)
+        spectrum = torch.fft.rfft(self._cut(wave, max(kept, FEWEST_FRAMES)) * self._window)
         # |x|² by way of the root, as the stock extractor takes it: re² + im² has other bits. Contiguous is faster.
         power = torch.hypot(spectrum.real.contiguous(), spectrum.imag.contiguous()).square_()
         mel = torch.cat([power[:, low:high] @ filters for low, high, filters in self._bands], 1)
@@ -62,13 +66,13 @@ class Mel:
         log = log.clamp_(min=log.max() - 8.0).add_(4.0).div_(4.0)
         return log[:kept].T.numpy()
 
-    def _frames(self, wave: np.ndarray, count: int) -> torch.Tensor:
-        """(count, n_fft): the first frames of the wave in its window of zeros, mirrored at the window's ends. The frame
-        behind the last of a whole window is never among them."""
+    def _cut(self, wave: np.ndarray, count: int) -> torch.Tensor:
+        """(count, n_fft) samples of the first frames of the wave in its window of zeros, mirrored at the window's
+        ends."""
         hop, window, size = self.shape.hop_length, self.shape.window_samples, self.extractor.n_fft
-        edge, signal = size // 2, np.asarray(wave[:window], np.float32)
+        edge = size // 2
         padded = np.zeros((count - 1) * hop + size, np.float32)
-        within = signal[: len(padded) - edge]
+        within = wave[: min(window, len(padded) - edge)]
         padded[edge : edge + len(within)] = within
         padded[:edge] = padded[2 * edge : edge : -1]
         behind = len(padded) - edge - window
