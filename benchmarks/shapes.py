@@ -18,7 +18,7 @@ from transformers import Qwen2AudioConfig, WhisperFeatureExtractor
 
 from benchmarks.measure import ROOT
 from trainer.families import FAMILIES
-from trainer.tokens import Tokens
+from trainer.tokens import Tokens, family_of
 from trainer.views import Example
 
 TINY = ROOT / "models" / "tiny"
@@ -49,6 +49,44 @@ def qwen2_audio(*, divide: int = 1, layers: int = 32) -> Qwen2AudioConfig:
     return Qwen2AudioConfig(text_config=text, audio_config=audio, audio_token_index=Tokens(TINY).audio_id)
 
 
+def qwen2_5_omni(*, divide: int = 1, layers: int = 28) -> Any:
+    """The config of Qwen2.5-Omni-7B's thinker, divided likewise; its picture encoder, which nothing uses, is small."""
+    width, heads, tiny = 3584 // divide, max(28 // divide, 1), Tokens(TINY)
+    turned = width // heads // 16  # rotary pairs of time, height and width stand as 2 : 3 : 3
+    text = {
+        "hidden_size": width, "intermediate_size": 18944 // divide, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": max(4 // divide, 1), "max_position_embeddings": 32768,
+        "vocab_size": max(152_064 * layers // (28 * divide), 2560),
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [2 * turned, 3 * turned, 3 * turned],
+        },
+    }  # fmt: skip
+    audio = {
+        "d_model": 1280 // divide, "encoder_layers": max(32 * layers // 28, 1), "encoder_ffn_dim": 5120 // divide,
+        "encoder_attention_heads": max(20 // divide, 1), "num_mel_bins": 128 // divide, "output_dim": width,
+    }  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    return transformers.Qwen2_5OmniThinkerConfig(
+        text_config=text, audio_config=audio, vision_config=sight, audio_token_index=tiny.audio_id,
+        audio_start_token_id=tiny.tokenizer.id("<|audio_bos|>"), audio_end_token_id=tiny.tokenizer.id("<|audio_eos|>"),
+        image_token_index=2557, video_token_index=2556,
+        **{"vision_start_token_id": 2555},  # not a field of the class, but read by its model
+    )  # fmt: skip
+
+
+BASES = {
+    name: config
+    for name, config in {"qwen2_audio": qwen2_audio, "qwen2_5_omni": qwen2_5_omni}.items()
+    if name in FAMILIES
+}
+"""Configs by family."""
+CLASSES = {
+    "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniThinkerForConditionalGeneration",
+}
+"""Stock classes by `model_type`."""
+
+
 def write_folder(config: Any, folder: Path) -> Path:
     """A base's folder without weights: config, feature extractor, the tiny base's tokenizer."""
     config.save_pretrained(folder)
@@ -65,15 +103,9 @@ def random_stock(config: Any, attention: str, *, device: str = "cpu", dtype: tor
         return stock._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)
 
 
-BASES = {"qwen2_audio": qwen2_audio}
-"""Configs by `model_type`."""
-CLASSES = {"qwen2_audio": "Qwen2AudioForConditionalGeneration"}
-"""Stock classes by `model_type`."""
-
-
 def family(stock: Any, folder: Path) -> Any:
     """Attune's model around a stock one."""
-    return FAMILIES[stock.config.model_type](stock, folder, folder.name)
+    return FAMILIES[family_of(folder)](stock, folder, folder.name)
 
 
 def examples(tokens: Tokens, count: int, prompt: int, *, seed: int = 0, order: str = "instruction_first") -> list:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from benchmarks import flops, loss_curves
+from benchmarks import flops, loss_curves, shapes
 from benchmarks.gpu import run
 from benchmarks.gpu.rows import ROWS
 from benchmarks.gpu.stand import TINY
@@ -31,8 +31,9 @@ def test_losses_are_those_of_a_plain_correct_loop_and_the_stock_trainers_are_not
     assert factors == pytest.approx([2, 2], rel=0.05)
 
 
-def test_every_row_of_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path):
-    lines = run.run("qwen2_audio", TINY, tmp_path / "lines.jsonl", minutes=5)
+@pytest.mark.parametrize("base", sorted(shapes.BASES))
+def test_every_row_of_the_gpu_benchmark_runs_small_on_a_cpu(tmp_path, base):
+    lines = run.run(base, TINY, tmp_path / "lines.jsonl", minutes=5)
     assert [line["row"] for line in lines[1:]] == list(ROWS)
     assert [line for line in lines if "failed" in line] == []
     assert [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()] == lines

@@ -1,6 +1,7 @@
 """All rows of the GPU benchmark, one call of less than ten minutes on one GPU.
 
     python benchmarks/gpu/run.py --out results.jsonl             # Qwen2-Audio-7B's shape, bf16, CUDA
+    python benchmarks/gpu/run.py --base qwen2_5_omni --out …    # Qwen2.5-Omni-7B's thinker, where its family is built
     python benchmarks/gpu/run.py --tiny --out /tmp/tiny.jsonl    # the same code on a CPU, small: no figures to publish
 
 Random weights at the public shape, random inputs. Attune's side is trainer.families and trainer.loop as they are. The
@@ -17,6 +18,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def run(base: str, scale: Any, out: Path, minutes: float, only: str | None = Non
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
 
-    say({"base": base, "widths_divided_by": scale.divide, "layers": scale.layers, **where(scale)})
+    say({"base": base, "widths_divided_by": scale.divide, "one_layer": scale.small, **where(scale)})
     with tempfile.TemporaryDirectory() as folder:
         stand = Stand(base, scale, Path(folder))
         for name, row in ROWS.items():
@@ -71,8 +73,8 @@ def run(base: str, scale: Any, out: Path, minutes: float, only: str | None = Non
             began = time.monotonic()
             try:
                 found = row(stand)
-            except (RuntimeError, torch.OutOfMemoryError) as error:  # one row's failure is a result, too
-                found = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            except Exception as error:  # whatever ends one row is a result, too
+                found = {"failed": f"{type(error).__name__}: {error}"[:500], "at": traceback.format_exc()[-1500:]}
             if scale.device == "cuda":
                 found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
                 torch.cuda.reset_peak_memory_stats()

@@ -25,7 +25,8 @@ class Scale:
     """How large the base and the rows are."""
 
     divide: int
-    layers: int
+    small: bool
+    """One layer of everything instead of all."""
     device: str
     dtype: torch.dtype
     rounds: int
@@ -44,10 +45,10 @@ class Scale:
     new_tokens: int = 20
 
 
-FULL = Scale(1, 32, "cuda", torch.bfloat16, rounds=5, warm=1, gate_steps=20, steps=2)
+FULL = Scale(1, False, "cuda", torch.bfloat16, rounds=5, warm=1, gate_steps=20, steps=2)
 TINY = Scale(
     32,
-    1,
+    True,
     "cpu",
     torch.float32,
     rounds=1,
@@ -66,7 +67,7 @@ class Stand:
 
     def __init__(self, base: str, scale: Scale, folder: Path):
         self.scale, self.base = scale, base
-        self.config = shapes.BASES[base](divide=scale.divide, layers=scale.layers)
+        self.config = shapes.BASES[base](divide=scale.divide, **({"layers": 1} if scale.small else {}))
         self.folder = shapes.write_folder(self.config, folder)
         self.ours = shapes.family(self._stock(attention.NAME), self.folder)
         self.ours.attach(ours.LORA, seed=0)
