@@ -1,7 +1,8 @@
 """What every measurement here has in common: the machine, peers in turns, medians with spread, a table and a file.
 
 Absolute times mean little on a machine that others use too; ratios of peers that ran in turns mean something. So every
-round runs all peers one after the other, the ratio is taken within the round, and the load stands beside it.
+round runs all peers one after the other, the ratio is taken within the round, and the load stands beside it. What runs
+in one thread is measured in processor time.
 """
 
 import importlib.metadata
@@ -43,19 +44,21 @@ def in_turns(
     warm: int = 1,
     check: Callable[[], object] = lambda: None,
     ready: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, float]]:
     """Seconds per peer and round, {name: seconds, …, "load": …}; the order of the peers turns round by round. `warm`
     rounds before them are not counted. `check` is called after every round, and raises where the peers did not do the
-    same; `ready` before the clock starts and before it stops (a GPU's synchronisation)."""
+    same; `ready` before the clock starts and before it stops (a GPU's synchronisation). `clock`: `time.process_time`
+    counts the seconds that the processor worked for this process."""
     found = []
     for n in range(-warm, rounds):
         row: dict[str, float] = {}
         for name in list(peers) if n % 2 == 0 else list(peers)[::-1]:
             ready()
-            began = time.perf_counter()
+            began = clock()
             peers[name]()
             ready()
-            row[name] = time.perf_counter() - began
+            row[name] = clock() - began
         check()
         if n >= 0:
             found.append({**{name: row[name] for name in peers}, "load": os.getloadavg()[0]})

@@ -66,12 +66,13 @@ def qwen2_5_omni(*, divide: int = 1, layers: int = 28) -> Any:
         "encoder_attention_heads": max(20 // divide, 1), "num_mel_bins": 128 // divide, "output_dim": width,
     }  # fmt: skip
     sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
-    return transformers.Qwen2_5OmniThinkerConfig(
+    config = transformers.Qwen2_5OmniThinkerConfig(
         text_config=text, audio_config=audio, vision_config=sight, audio_token_index=tiny.audio_id,
         audio_start_token_id=tiny.tokenizer.id("<|audio_bos|>"), audio_end_token_id=tiny.tokenizer.id("<|audio_eos|>"),
         image_token_index=2557, video_token_index=2556,
-        **{"vision_start_token_id": 2555},  # not a field of the class, but read by its model
     )  # fmt: skip
+    config.vision_start_token_id = 2555  # type: ignore[attr-defined]  # no field of the class, but its model reads it
+    return config
 
 
 BASES = {
