@@ -26,6 +26,8 @@ MOST_PRESENTATIONS = 100_000_000
 
 ADDED: dict[str, Any] = {
     "spec.tuning.dora": False,
+    "spec.evaluate.decode.method": "generate",
+    "spec.evaluate.decode.constrain": False,
 }
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
 out of the hash at that value, so that a stored job hashes alike under every version. `*` is every item of a list."""
@@ -229,6 +231,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     tested = {u.task for u in corpus.test.rows}
     tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values() if t.name in names]
     heard = next((n for n in HEARD if n in corpus.sources), None)
+    _refuse_decoding(spec, [t for t in tasks if t.name in tested])
     tuning = spec.tuning
     if tuning.encoder == "auto" and not any(stage.trainable.encoder for stage in stages):
         tuning = tuning.model_copy(update={"encoder": "frozen"})  # no stage hears, so nothing would train it
@@ -246,6 +249,17 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         hearing=_pin(corpus.sources[heard], heard) if tuning.encoder == "auto" and heard else None,
         base_revision=pin_base(spec.base, spec.revision),
     )
+
+
+def _refuse_decoding(spec: JobSpec, tested: Sequence[Task]) -> None:
+    """SpecError for a way of answering that the tests' tasks do not allow."""
+    if spec.evaluate.decode.constrain and all(task.answer == "text" for task in tested):
+        message = "the test asks for text, which nothing limits; leave constrain out"
+        raise problem("evaluate.decode.constrain", message, True)
+    method, open_ = spec.evaluate.decode.method, [task for task in tested if task.answer != "label"]
+    if method != "generate" and open_:
+        message = f"scores labels, and task {open_[0].name} answers {open_[0].answer}; use generate"
+        raise problem("evaluate.decode.method", message, method)
 
 
 def _one_answer(spec: JobSpec, corpus: Corpus) -> JobSpec:

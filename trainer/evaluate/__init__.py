@@ -1,8 +1,11 @@
 """Scoring: from a model and test utterances to prediction rows whose counts add up to every corpus metric."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-from trainer.decoding import generate
+from trainer.decoding import Constraint, constraint_of, generate
+from trainer.decoding.constrain import Trie, closed_answers
+from trainer.decoding.likelihood import log_likelihoods
 from trainer.memory import out_of_memory
 from trainer.predictions import CASCADE, SPEECH, TEXT, Row, prediction
 from trainer.spec import Decode, Evaluate, Task
@@ -10,6 +13,7 @@ from trainer.tokens import DataError
 from trainer.views import Example, Recordings, example
 
 Between = Callable[[int], None]
+T = TypeVar("T")
 
 TRANSCRIBE = Task(name="transcribe", instruction={"en": "Transcribe the speech."}, answer="text")
 """What the base is asked in a cascade, and in the hearing check."""
@@ -53,15 +57,20 @@ def predict(
     view = SPEECH if modality == SPEECH else TEXT
     if modality == CASCADE:
         heard = list(transcribe(model, utterances, recordings, between=lambda _: between(0)))
-    asked = (
+    asked = [
         example(u, view, tasks[u.task], model.tokens, recordings, supervised=False, content=said)
         for u, said in zip(utterances, heard, strict=True)
-    )
-    texts = answer(model, list(asked), decode, between)
-    return [
-        prediction(u, tasks[u.task], modality, text, said)
-        for u, text, said in zip(utterances, texts, heard, strict=True)
     ]
+    said: list[Said] = [Said("")] * len(asked)
+    for (task, _), group in _alike(utterances).items():
+        found = _said(model, [asked[i] for i in group], tasks[task], decode, between)
+        for i, one in zip(group, found, strict=True):
+            said[i] = one
+    rows = []
+    for u, one, words in zip(utterances, said, heard, strict=True):
+        row = prediction(u, tasks[u.task], modality, one.text, words, one.confidence)
+        rows.append({**row, "probabilities": one.probabilities} if one.probabilities else row)
+    return rows
 
 
 def transcribe(
@@ -78,29 +87,95 @@ def transcribe(
         return answer(model, asked, Decode(max_new_tokens=max_new_tokens), between)
 
 
-def answer(model, examples: Sequence[Example], decode: Decode, between: Between = lambda done: None) -> list[str]:
+class Said(NamedTuple):
+    """One answer."""
+
+    text: str
+    confidence: float | None = None
+    """Its probability among all labels, where labels were scored."""
+    probabilities: dict[str, float] = {}
+    """Of every label."""
+
+
+def _said(model, examples: Sequence[Example], task: Task, decode: Decode, between: Between) -> list[Said]:
+    """Answers to examples of one task, as `decode` says."""
+    if decode.method != "generate":
+        return choose(model, examples, task, decode, between)
+    constraint = constraint_of(task, model, decode.max_new_tokens) if decode.constrain else None
+    return [Said(text) for text in answer(model, examples, decode, between, constraint)]
+
+
+def answer(
+    model,
+    examples: Sequence[Example],
+    decode: Decode,
+    between: Between = lambda done: None,
+    constraint: Constraint | None = None,
+) -> list[str]:
     """Answer texts in the order of `examples`, generated in batches of alike length."""
-    texts = [""] * len(examples)
-    room = decode.max_new_tokens
+
+    def texts(batch: Sequence[Example]) -> list[str]:
+        ids = generate(
+            model, batch, beams=decode.beams, max_new_tokens=decode.max_new_tokens, constraint=constraint,
+        )  # fmt: skip
+        return [model.tokens.tokenizer.decode(one) for one in ids]
+
+    return _in_batches(texts, model, examples, decode.max_new_tokens, decode.beams, between)
+
+
+def choose(
+    model, examples: Sequence[Example], task: Task, decode: Decode, between: Between = lambda done: None
+) -> list[Said]:
+    """The most probable label of a task per example, and the probability of each: likelihoods over their sum."""
+    trie = Trie(closed_answers(task, model.tokens))
+
+    def labels(batch: Sequence[Example]) -> list[Said]:
+        scores = log_likelihoods(model, batch, trie, per_token=decode.method == "mean_likelihood")
+        out = []
+        for row in scores.softmax(-1).tolist():
+            chances = {name: round(p, 6) for name, p in zip(trie.answers, row, strict=True)}
+            best = trie.answers[row.index(max(row))]
+            out.append(Said(best, chances[best], chances))
+        return out
+
+    return _in_batches(labels, model, examples, len(trie.children), 1, between)
+
+
+def _in_batches(
+    work: Callable[[Sequence[Example]], list[T]],
+    model,
+    examples: Sequence[Example],
+    room: int,
+    beams: int,
+    between: Between,
+) -> list[T]:
+    """What `work` makes of each example, in batches of alike length with `room` tokens for the answer."""
     for e in examples:
         model.tokens.check_length(len(e.prompt), min(room, 1), name=e.name)
-    for indices in _batches([len(e.prompt) + room for e in examples], BATCH_TOKENS // decode.beams):
-        chosen = [examples[i] for i in indices]
-        for i, ids in zip(indices, _generate(model, chosen, decode), strict=True):
-            texts[i] = model.tokens.tokenizer.decode(ids)
+    found: dict[int, T] = {}
+    for indices in _batches([len(e.prompt) + room for e in examples], BATCH_TOKENS // beams):
+        found.update(zip(indices, _fitting(work, [examples[i] for i in indices]), strict=True))
         between(len(indices))
-    return texts
+    return [found[i] for i in range(len(examples))]
 
 
-def _generate(model, examples: Sequence[Example], decode: Decode) -> list[list[int]]:
-    """`generate`, with a batch that does not fit into the memory cut in two."""
+def _fitting(work: Callable[[Sequence[Example]], list[T]], examples: Sequence[Example]) -> list[T]:
+    """`work`, with a batch that does not fit into the memory cut in two."""
     try:
-        return generate(model, examples, beams=decode.beams, max_new_tokens=decode.max_new_tokens)
+        return work(examples)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not out_of_memory(error) or len(examples) == 1:
             raise
     half = len(examples) // 2
-    return _generate(model, examples[:half], decode) + _generate(model, examples[half:], decode)
+    return _fitting(work, examples[:half]) + _fitting(work, examples[half:])
+
+
+def _alike(utterances: Sequence) -> dict[tuple[str, str], list[int]]:
+    """Indices by task and language: what is asked the same is answered together, and shares its instruction."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, u in enumerate(utterances):
+        groups.setdefault((u.task, u.language), []).append(i)
+    return groups
 
 
 def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
