@@ -21,7 +21,8 @@ def confined(job: JobSpec, settings: Settings) -> None:
     if settings.trusted:
         return
     references = {f"data.{k}": getattr(job.data, k) for k in ("corpus", "text", "speech", "synthetic")}
-    references |= {"evaluate.on": job.evaluate.on, "base": None if "://" in job.base else job.base}
+    references |= {f"evaluate.{k}": getattr(job.evaluate, k) for k in ("on", "dev")}
+    references |= {"base": None if "://" in job.base else job.base}
     problems = [
         Problem(field, ref, "names a place outside the service's data folders; use a relative reference without '..'")
         for field, ref in references.items()

@@ -221,7 +221,8 @@ def _unpacked_size(manifest: Path) -> int:
 def references(spec: Mapping[str, Any]) -> dict[str, str]:
     """{field: reference} of a job's data, as its spec (parsed or resolved) says them."""
     data, evaluate = spec.get("data") or {}, spec.get("evaluate") or {}
-    found = {f"data.{name}": data.get(name) for name in FIELDS} | {"evaluate.on": evaluate.get("on")}
+    found = {f"data.{name}": data.get(name) for name in FIELDS}
+    found |= {f"evaluate.{name}": evaluate.get(name) for name in ("on", "dev")}
     return {name: ref for name, ref in found.items() if isinstance(ref, str)}
 
 

@@ -402,7 +402,7 @@ def test_an_unexpected_failure_of_another_rank_ends_the_runner(server, settings,
 def test_a_cancel_during_the_evaluation_does_not_wait_for_its_end(server, settings, job, tmp_path, monkeypatch):
     """And a pause leads to another evaluation of the same checkpoint, without a step."""
     monkeypatch.setattr("trainer.evaluate.BATCH_TOKENS", 1)
-    monkeypatch.setattr("trainer.run.PROGRESS_S", 0)
+    monkeypatch.setattr("trainer.evaluate.scoring.PROGRESS_S", 0)
     paused, cancelled = server.submit(job, "ftjob-1"), server.submit(job, "ftjob-2")
 
     def order(event):

@@ -64,6 +64,17 @@ def newest(store: Store, note: Callable[[dict], None]) -> Checkpoint | None:
     return None
 
 
+def at_step(store: Store, step: int, note: Callable[[dict], None]) -> tuple[str, Checkpoint] | None:
+    """(prefix, checkpoint) of a step, the latest attempt's whole one; None where there is none."""
+    for prefix in _furthest_first(store):
+        if int(prefix.split("/")[3]) == step:
+            try:
+                return prefix, _read(store, prefix)
+            except (DamagedError, MissingError) as error:
+                note({"kind": "note", "level": "warning", "message": f"checkpoint {prefix} is passed over: {error}"})
+    return None
+
+
 def furthest(store: Store) -> str | None:
     """Prefix of the furthest committed checkpoint, its files not read; None where there is none."""
     return next(iter(_furthest_first(store)), None)

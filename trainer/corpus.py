@@ -1,5 +1,6 @@
 """The corpus of a job: its sources' usable rows, its test rows and its tasks, read from the data sets it names."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -49,6 +50,8 @@ class Corpus:
     sources: dict[str, SourceRows]
     test: SourceRows | None
     tasks: dict[str, Task]
+    dev: SourceRows | None = None
+    """What checkpoints are scored on."""
 
     def counts(self) -> dict[str, int]:
         """Usable rows per source."""
@@ -81,7 +84,8 @@ class Reader:
 
     def __call__(self, spec: JobSpec) -> Corpus:
         given = [t if isinstance(t, str) else t.name for t in spec.tasks or []]
-        key = f"{spec.data!r} {spec.evaluate.on} {given}"
+        evaluate = spec.evaluate
+        key = f"{spec.data!r} {evaluate.on} {evaluate.dev} {evaluate.select} {given}"
         if key not in self._read:
             self._read[key] = read_corpus(spec, self.roots)
         return self._read[key]
@@ -113,9 +117,13 @@ def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
         _need_audio("data.speech", found, data.speech)
         sources["speech"] = _recordings("data.speech", found, data)
     test = _test(spec, roots)
-    tasks = _tasks(spec, [*sources.values(), *([test] if test else [])])
-    _no_leak(sources, test)
-    return Corpus(sources, test, tasks)
+    dev = _dev(spec, roots)
+    held = [found for found in (test, dev) if found]
+    tasks = _tasks(spec, [*sources.values(), *held])
+    trained = {f"data.{name}": source for name, source in sources.items()}
+    _no_leak(trained, test, "test")
+    _no_leak({**trained, "evaluate.on": test} if test else trained, dev, "dev")
+    return Corpus(sources, test, tasks, dev)
 
 
 def subset(rows: list[Utterance], data: Data, field: str) -> list[Utterance]:
@@ -204,6 +212,20 @@ def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
     raise problem("evaluate.on", f"{base} has neither a test nor a dev split; give evaluate.on")
 
 
+def _dev(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
+    """The rows that checkpoints are scored on; where none are named but a choice is wanted, the speech data's."""
+    if spec.evaluate.dev or spec.evaluate.select == "last":
+        return _read("evaluate.dev", spec.evaluate.dev, roots, "dev") if spec.evaluate.dev else None
+    base = spec.data.corpus or spec.data.speech
+    if base is not None:
+        with contextlib.suppress(ManifestError):
+            where = locate(base, roots)
+            if "dev" in manifests_in(where.folder) or "manifest" in manifests_in(where.folder):
+                return _read("evaluate.dev", f"{where.words}:dev", roots, None)
+    message = f"chooses on a dev set, and {base or 'the job without speech data'} has none; give evaluate.dev"
+    raise problem("evaluate.select", message, spec.evaluate.select)
+
+
 def tasks_of(ref: str, roots: Sequence[Path | str] = (".",)) -> dict[str, Task]:
     """The tasks that a data set's rows may name: built in, and its own task.yaml."""
     known = builtin_tasks()
@@ -239,13 +261,14 @@ def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
     return {name: tasks[name] for name in tasks if name in wanted}
 
 
-def _no_leak(sources: dict[str, SourceRows], test: SourceRows | None) -> None:
-    """An utterance may not be trained on and tested; shared texts are for `attune validate` to report."""
-    if test is None:
+def _no_leak(sources: dict[str, SourceRows], held: SourceRows | None, kind: str) -> None:
+    """No utterance of the sources, by their fields, is among those that are held out; shared texts are for `attune
+    validate` to report."""
+    if held is None:
         return
-    tested = {(u.audio, u.offset_s) for u in test.rows if u.audio} | {(test.folder, u.id) for u in test.rows}
-    for name, source in sources.items():
+    kept = {(u.audio, u.offset_s) for u in held.rows if u.audio} | {(held.folder, u.id) for u in held.rows}
+    for field, source in sources.items():
         for row in source.rows:
-            if (row.audio, row.offset_s) in tested or (source.folder, row.id) in tested:
-                message = f"utterance {row.id} is in the test set too; take it out of one of them"
-                raise problem(f"data.{name}", message, kind=UnfitDataError)
+            if (row.audio, row.offset_s) in kept or (source.folder, row.id) in kept:
+                message = f"utterance {row.id} is in the {kind} set too; take it out of one of them"
+                raise problem(field, message, kind=UnfitDataError)

@@ -79,11 +79,12 @@ class Loop:
         sink: Callable[[Event], None] = lambda event: None,
         control: Callable[[], str] = lambda: "continue",
         ranks: Ranks | None = None,
+        judge: Callable[[int], Sequence[Event]] = lambda step: (),
     ):
         self.model, self.stages, self.plans, self.examples = model, stages, plans, examples
         self.global_batch, self.seed, self.budget = global_batch, seed, budget
         self.checkpoint_every, self.store, self.attempt = checkpoint_every, store, attempt
-        self.sink, self.control, self.ranks = sink, control, ranks or Ranks()
+        self.sink, self.control, self.ranks, self.judge = sink, control, ranks or Ranks(), judge
         self.parameters = list(model.trained.values())
         parts: dict[str, list] = {}
         for name, parameter in model.trained.items():
@@ -106,6 +107,8 @@ class Loop:
 
     def run(self) -> Outcome:
         """Executes what is left of the stages."""
+        if self.step and self.step % self.checkpoint_every == 0:
+            self._mark()  # the attempt that wrote it may have left before it was judged
         first = 0
         for stage, plan in zip(self.stages, self.plans, strict=True):
             if self.step < first + stage.steps:
@@ -113,7 +116,7 @@ class Loop:
                 if outcome is not None:
                     return outcome
             first += stage.steps
-        self._save()
+        self._mark()
         return Outcome(self.step, None, "", self.logs)
 
     def _run_stage(self, stage: Stage, plan: StagePlan, first: int) -> Outcome | None:
@@ -172,7 +175,7 @@ class Loop:
             if action == "checkpoint_and_exit":
                 return self._stop("yielded", "checkpoint written on request; the next attempt goes on from it")
             if self.step % self.checkpoint_every == 0:
-                self._save()
+                self._mark()
         return None
 
     def _gradients(self, stage: Stage, ahead: Ahead, t: int):
@@ -290,6 +293,15 @@ class Loop:
         self.sink(event)
         # Kept with the log, not sent: which labels the model finds hard to believe, in the plan's order.
         self._unsaved.append({**event, "row_losses": [round(x, 5) for x in row_losses]})
+
+    def _mark(self) -> None:
+        """A checkpoint of the job's own rhythm, and what is to be said of it (in the log of the next). Saved first: an
+        order to leave that comes while it is judged loses no step."""
+        self._save()
+        for event in self.judge(self.step):
+            self.sink(event)
+            self._unsaved.append(event)
+        self.model.train()
 
     def _save(self) -> None:
         if self.store is None or self.step == self._saved_at:

@@ -28,6 +28,9 @@ ADDED: dict[str, Any] = {
     "spec.tuning.dora": False,
     "spec.evaluate.decode.method": "generate",
     "spec.evaluate.decode.constrain": False,
+    "spec.evaluate.dev_limit": 256,
+    "spec.evaluate.select": "last",
+    "dev": None,
 }
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
 out of the hash at that value, so that a stored job hashes alike under every version. `*` is every item of a list."""
@@ -64,6 +67,8 @@ class Resolved(Spec):
     """The rows that are scored."""
     hearing: SourcePin | None = None
     """The recordings that `encoder: auto` is settled on; None where the encoder is said outright."""
+    dev: SourcePin | None = None
+    """The rows that checkpoints are scored on."""
     base_revision: str | None
     """Commit of a hub model, `files:<sha256>` of a local folder, `listing:<sha256>` of an s3:// folder; None where
     nobody could be asked."""
@@ -82,13 +87,15 @@ class Resolved(Spec):
             _leave_out(doc, path.split("."), default)
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
         doc["spec"]["evaluate"]["on"] = None
+        del doc["spec"]["evaluate"]["dev"]
         said = ("recipe", "steps", "epochs", "optimizer") if self.stages else ("steps", "epochs", "optimizer")
         for key in said:
             del doc["spec"][key]  # the stages say it, where there are any
         if (self.base_revision or "").startswith("files:"):
             doc["spec"]["base"] = None
-        for pin in (*doc["sources"].values(), doc["test"], *([doc["hearing"]] if doc["hearing"] else [])):
-            del pin["ref"], pin["available"]
+        for pin in (*doc["sources"].values(), doc["test"], doc["hearing"], doc.get("dev")):
+            if pin:
+                del pin["ref"], pin["available"]
         return hashlib.sha256(rfc8785.dumps(doc)).hexdigest()
 
     @property
@@ -146,6 +153,11 @@ def _meant_for_training(spec: JobSpec) -> list[Problem]:
         Problem(key, None, f"recipe {name} trains nothing; leave {key} out")
         for key in ("tuning", "optimizer", "steps", "epochs")
         if key in spec.model_fields_set
+    ]
+    problems += [
+        Problem(f"evaluate.{key}", value, f"recipe {name} trains nothing; leave {key} out")
+        for key, value in (("dev", spec.evaluate.dev), ("select", spec.evaluate.select))
+        if value not in (None, "last")
     ]
     if spec.evaluate.cascade and not isinstance(spec.recipe, Untuned):
         message = f"recipe {name} cannot answer the base's transcripts; leave cascade out"
@@ -239,7 +251,11 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     metric = spec.evaluate.metric
     if metric == "auto":
         metric = next(t for t in tasks if t.name in tested).metrics[0]
-    evaluate = spec.evaluate.model_copy(update={"metric": metric, "on": corpus.test.ref})
+    dev = corpus.dev if spec.evaluate.dev or spec.evaluate.select == "best" else None
+    if dev and (other := sorted({u.task for u in dev.rows} - tested)):
+        raise problem("evaluate.dev", f"has rows of task {other[0]}, which the test has not", dev.ref)
+    named = {"metric": metric, "on": corpus.test.ref, "dev": dev and dev.ref}
+    evaluate = spec.evaluate.model_copy(update=named)
     settled = {"tasks": tasks, "tuning": tuning, "recipe": recipe, "evaluate": evaluate}
     return Resolved(
         spec=spec.model_copy(update=settled),
@@ -247,6 +263,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         sources={name: _pin(corpus.sources[name], name) for name in used},
         test=_pin(corpus.test, "test"),
         hearing=_pin(corpus.sources[heard], heard) if tuning.encoder == "auto" and heard else None,
+        dev=_pin(dev, "test") if dev else None,
         base_revision=pin_base(spec.base, spec.revision),
     )
 
@@ -289,6 +306,10 @@ def check_pins(resolved: Resolved, corpus: Corpus) -> None:
     assert corpus.test is not None, "resolve() refuses a job without a test set"
     pinned = [(f"data.{name}", pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
     pinned.append(("evaluate.on", resolved.test, corpus.test))
+    if resolved.dev is not None:
+        if corpus.dev is None:
+            raise DataError(f"evaluate.dev: {resolved.dev.ref} was not read")
+        pinned.append(("evaluate.dev", resolved.dev, corpus.dev))
     if resolved.hearing is not None:
         name = next(name for name in HEARD if name in corpus.sources)
         pinned.append((f"data.{name}", resolved.hearing, corpus.sources[name]))

@@ -62,6 +62,13 @@ class Score(Record):
     """Of an error rate: the text normaliser that it was counted after; `raw`: the text as written."""
 
 
+class DevScore(Record):
+    """The main metric on the dev set, after a step."""
+
+    step: int
+    value: float
+
+
 class Shown(Record):
     """What was really presented from one source of one stage."""
 
@@ -128,6 +135,10 @@ class Result(Record):
     metric: str | None = None
     """Name of the main metric."""
     scores: list[Score] = []
+    dev: list[DevScore] = []
+    """The main metric at every checkpoint, where there is a dev set."""
+    chosen_step: int | None = None
+    """The step whose weights were tested and are in `checkpoint`, where the dev set chose it; else the last."""
     shown: list[Shown] = []
     tokens: int = 0
     """Supervised tokens over all steps."""
@@ -142,7 +153,7 @@ class Result(Record):
     hearing: dict[str, Any] | None = None
     """Where `tuning.encoder` was `auto`: the hearing check, what the encoder became and why."""
     checkpoint: str | None = None
-    """Prefix of the last checkpoint; its `adapter/` is the trained adapter."""
+    """Prefix of the last checkpoint, or of the one that the dev set chose; its `adapter/` is the trained adapter."""
     log_tail: list[dict[str, Any]] = []
     """The last 50 events; on failure also the traceback."""
 

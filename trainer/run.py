@@ -5,7 +5,6 @@ a later call on the same store goes on from the newest whole checkpoint.
 
 import contextlib
 import json
-import math
 import os
 import time
 import traceback
@@ -18,30 +17,26 @@ from typing import Any
 
 import torch
 
-from trainer import baselines, checkpoint, hearing, lineage, result
+from trainer import checkpoint, hearing, lineage, result
 from trainer.attempts import attempts, claim
 from trainer.checkpoint import Checkpoint
 from trainer.corpus import Corpus, read_corpus
-from trainer.evaluate import modalities
+from trainer.evaluate.scoring import Scoring
 from trainer.families import check_family, check_loaded, in_bf16, load_base, own_device
 from trainer.features import FeatureCache
 from trainer.fields import problem
 from trainer.loop import Event, Loop, Outcome
-from trainer.metrics import count
 from trainer.plan import StagePlan, plan_stage
-from trainer.predictions import Row, limited, to_lines
-from trainer.ranks import Ranks, StoppedError, Turns, checked
+from trainer.predictions import Row, to_lines
+from trainer.ranks import Ranks, StoppedError, checked
 from trainer.resolve import HEARD, Resolved, check_pins
 from trainer.result import Lineage, Result
 from trainer.store import ConflictError, Store
 from trainer.strategies import Baseline
-from trainer.tokens import DataError, reference
 from trainer.views import Recordings, training_example
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
-PROGRESS_S = 5.0
-"""Seconds between two words on how far an evaluation is."""
 
 
 def run(
@@ -83,6 +78,7 @@ def run(
             model = job.model(lent, cache, control)
             job.train(model, plans, control)
             if job.outcome.reason is None:
+                job.choose(model)
                 job.evaluate(model, control)
         except StoppedError as stop:
             job.stop(stop.action, control)
@@ -134,7 +130,7 @@ class _Job:
         self.hearing: dict[str, Any] | None = None
         self.found: Checkpoint | None = None
         self.outcome = Outcome(0, None, "", [])
-        self.progress_at = -math.inf
+        self.chosen: tuple[int, str] | None = None
 
     def tell(self, event: Event) -> None:
         if self.ranks.rank == 0:
@@ -163,7 +159,8 @@ class _Job:
             _same_job(self.resolved, self.store)  # another job may have begun here just now
             self.corpus = self._corpus or read_corpus(self.spec, self.roots)
             check_pins(self.resolved, self.corpus)
-            self._check_test()
+            self.scoring = Scoring(self.resolved, self.corpus, self.ranks, self.tell)
+            self.tasks = self.scoring.tasks
         keys = [f"plan/{stage.name}.npz" for stage in self.resolved.stages]
         with self.ranks.together():
             for n, key in enumerate(keys):
@@ -176,18 +173,6 @@ class _Job:
         if len(set(self.ranks.gather(self.outcome.step))) > 1:
             raise RuntimeError("the ranks do not see the same checkpoints in the store")
         return plans
-
-    def _check_test(self) -> None:
-        """Every test row can be scored: said before training, not after it."""
-        self.tasks = {task.name: task for task in self.spec.tasks or [] if not isinstance(task, str)}
-        assert self.corpus.test is not None
-        self.utterances = limited(self.corpus.test.rows, self.spec.evaluate.limit)
-        self.modalities = modalities(self.utterances, self.spec.evaluate)
-        for utterance in self.utterances:
-            try:
-                count(reference(utterance, self.tasks[utterance.task]), None, self.tasks[utterance.task])
-            except ValueError as error:
-                raise DataError(f"test utterance {utterance.id} cannot be scored: {error}") from error
 
     # ---- model
 
@@ -261,9 +246,11 @@ class _Job:
                 global_batch=spec.global_batch, seed=spec.seed, checkpoint_every=spec.checkpoint_every,
                 budget=budget if isinstance(budget, int) else MICRO_BATCH_TOKENS[torch.device(self.device).type],
                 store=self.store, attempt=self.attempt, sink=self.tell, control=control, ranks=self.ranks,
+                judge=partial(self.scoring.judge, model, self.recordings, control),
             )  # fmt: skip
             if self.found is not None:
                 loop.resume(self.found)
+                self.scoring.recall(list(checkpoint.read_log(self.store, self.found.logs)))
                 self._retell(self.found)
                 self.found = None
                 self.tell({"kind": "note", "level": "info", "message": f"resumed after step {loop.step}"})
@@ -279,7 +266,7 @@ class _Job:
 
     def stop(self, action: str, control: Callable[[], str]) -> None:
         """The run ends on request, the checkpoint of its last step being written; what was scored does not count."""
-        self.rows, message = [], "checkpoint written on request; the next attempt goes on from it"
+        self.rows, self.chosen, message = [], None, "checkpoint written on request; the next attempt goes on from it"
         reason = "yielded" if action == "checkpoint_and_exit" else "user"
         if reason == "user":
             message = "aborted on request"
@@ -292,30 +279,35 @@ class _Job:
         """Tells the steps that earlier attempts finished: those who listen may have missed the last of them."""
         if self.ranks.rank == 0:
             for event in checkpoint.read_log(self.store, found.logs):
+                if event["kind"] != "step":
+                    continue
                 self._sink({key: value for key, value in event.items() if key != "row_losses"} | {"kind": "retold"})
 
     # ---- evaluate
 
+    def choose(self, model) -> None:
+        """Puts the weights of the checkpoint that is best on the dev set in place of the last ones, where that is
+        asked for."""
+        if self.spec.evaluate.select == "last":
+            return
+        with self.ranks.together():
+            for step in self.scoring.best_first():
+                found = checkpoint.at_step(self.store, step, self.tell)
+                if found is not None:
+                    self.chosen, adapter = (step, found[0]), found[1].adapter
+                    model.load_files(adapter)
+                    self.tell({"kind": "note", "level": "info", "step": step, "message":
+                               f"tested are the weights after step {step}, the best on the dev set"})  # fmt: skip
+                    return
+
     def evaluate(self, model, control: Callable[[], str]) -> None:
         """Scores the test rows in every modality that the spec asks for; predictions go to the store."""
         self.tell({"kind": "state", "state": "evaluating"})
-        mine = self.utterances[self.ranks.rank :: self.ranks.world_size]
-        for modality in self.modalities:
-            turns = Turns(self.ranks, control, partial(self._progress, modality))
-            asked = (mine, self.tasks, modality, self.spec.evaluate.decode, self.recordings, turns)
-            rows = turns.run(partial(baselines.answers_of, self.resolved, self.corpus, model, *asked))
-            found = {row["utterance"]: row for part in self.ranks.gather(rows) for row in part}
-            ordered = [found[u.id] for u in self.utterances]
-            self.rows += ordered
+        for modality, rows in self.scoring.test(model, self.recordings, control):
+            self.rows += rows
             with self.ranks.together():
-                self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", to_lines(ordered))
-            self.tell({"kind": "predicted", "modality": modality, "utterances": len(ordered)})
-
-    def _progress(self, modality: str, done: int) -> None:
-        now = time.perf_counter()
-        if now - self.progress_at >= PROGRESS_S:
-            self.progress_at = now
-            self.tell({"kind": "progress", "modality": modality, "done": done, "of": len(self.utterances)})
+                self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", to_lines(rows))
+            self.tell({"kind": "predicted", "modality": modality, "utterances": len(rows)})
 
     # ---- result
 
@@ -336,7 +328,9 @@ class _Job:
                 [e["grad_norm"] for e in events], sum(e["grad_norm"] > clip[e["stage"]] for e in events)
             ),
             training_seconds=sum(e["seconds"] for e in events),
-            checkpoint=checkpoint.furthest(self.store),
+            checkpoint=self.chosen[1] if self.chosen else checkpoint.furthest(self.store),
+            chosen_step=self.chosen and self.chosen[0],
+            dev=[result.DevScore(step=s, value=v) for s, v in sorted(self.scoring.dev_values.items())],
         )
         self._write(made)
         return self._finalize(made) if done else made

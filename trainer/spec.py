@@ -160,6 +160,14 @@ class Evaluate(Spec):
     """Also score the base's own transcription answered as text by the tuned adapter."""
     decode: Decode = Decode()
     """Generation."""
+    dev: str | None = None
+    """Data set and split that is scored at every checkpoint, by the main metric; default: none, with `select: best` the
+    `dev` split of the speech data."""
+    dev_limit: int = Field(default=256, gt=0)
+    """Score at most N utterances of the dev set, of a seeded order, the same at every checkpoint."""
+    select: Literal["last", "best"] = "last"
+    """Which checkpoint is tested and kept as the result: the last, or the one that is best on the dev set by the main
+    metric, of equal ones the first. The result says its step."""
     limit: int | None = Field(default=None, gt=0)
     """Score only the first N utterances of a seeded order; for quick looks, named in the result."""
     folds: int | None = Field(default=None, ge=2)

@@ -92,5 +92,7 @@ class Progress:
                 self.bar.set_postfix(loss=f"{loss:.3f}")
             case {"kind": "state", "state": state}:
                 self.bar.set_postfix_str(state)
+            case {"kind": "dev", "step": step, "metric": metric, "value": value}:
+                self.bar.write(f"dev {metric} {value:.3f} after step {step}", file=sys.stderr)
             case {"kind": "note", "message": message}:
                 self.bar.write(message, file=sys.stderr)

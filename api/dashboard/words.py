@@ -79,6 +79,8 @@ def event(kind: str, data: Mapping[str, Any]) -> str:
             return f"Checkpoint after step {get('step')}"
         case "predicted":
             return f"{get('utterances')} predictions on {get('modality')}"
+        case "dev":
+            return f"Dev set after step {get('step')}: {get('metric')} {get('value', 0):.3f}"
         case "note":
             return cap(str(get("message", "")))
         case "error":

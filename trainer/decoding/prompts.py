@@ -30,7 +30,8 @@ class Prompts:
         prompts = [e.prompt for e in examples]
         # A cache that forgets counts the padding between prefix and rest as distance: there nothing is shared.
         self.whole = all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        self.shared = common_prefix(prompts, model.tokens.audio_id) if model.execution.share_prefix and self.whole else 0
+        shares = model.execution.share_prefix and self.whole
+        self.shared = common_prefix(prompts, model.tokens.audio_id) if shares else 0
         rests = [p[self.shared :] for p in prompts]
         time = max(len(rest) for rest in rests)
         ids = np.full((self.rows, time), model.tokens.end, dtype=np.int64)
