@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-DATA = ("data.corpus", "data.text", "data.speech", "data.synthetic", "evaluate.on", "evaluate.dev")
+DATA = ("data.corpus", "data.text", "data.speech", "data.synthetic", "evaluate.on", "evaluate.dev", "evaluate.guards")
 SHORT = {name.rpartition(".")[2] for name in DATA}
 """How the grid of a study may call them."""
 

@@ -223,6 +223,7 @@ def references(spec: Mapping[str, Any]) -> dict[str, str]:
     data, evaluate = spec.get("data") or {}, spec.get("evaluate") or {}
     found = {f"data.{name}": data.get(name) for name in FIELDS}
     found |= {f"evaluate.{name}": evaluate.get(name) for name in ("on", "dev")}
+    found |= {f"evaluate.guards[{n}]": ref for n, ref in enumerate(evaluate.get("guards") or [])}
     return {name: ref for name, ref in found.items() if isinstance(ref, str)}
 
 

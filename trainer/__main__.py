@@ -89,6 +89,11 @@ def _say(result: Result, out: str) -> None:
         return
     for s in result.scores:
         print(f"{s.modality:8} {s.task:16} {s.metric:16} {s.value:6.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]  n={s.n}")
+    for g in result.guards:
+        print(
+            f"guard {g.data}: {g.task} {g.metric} {g.before:.3f} before, {g.after:.3f} after, "
+            f"change {g.change:+.3f} [{g.ci_low:+.3f}, {g.ci_high:+.3f}]  n={g.n}"
+        )
     print(f"adapter: {out}/{result.checkpoint}/adapter")
 
 

@@ -3,8 +3,15 @@
 import hashlib
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from trainer.fields import problem
+
+WHOLE_BYTES = 64 << 20
+"""Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
+SAMPLES, BLOCK = 256, 1 << 16
 
 
 class BaseError(ValueError):
@@ -98,3 +105,67 @@ def _from_store(uri: str, revision: str | None, weights: bool) -> Path:
             except StoreError as error:  # also where it was replaced between the listing and now
                 raise BaseError(f"base {uri!r}: {error}") from error
     return folder
+
+
+# ---- what exactly a base is
+
+
+def pin_base(base: str, revision: str | None) -> str | None:
+    """What exactly a base is: `files:<sha256>` of a local folder, `listing:<sha256>` of an s3:// folder, the commit
+    of a hub model."""
+    if base.startswith("s3://"):
+        return _listed(base, revision)
+    folder = Path(base)
+    if not folder.is_dir():
+        return _hub_commit(base, revision)
+    if not (folder / "config.json").is_file():
+        raise problem("base", "the folder has no config.json, so it is no base model", base)
+    return _folder_pin(folder, tuple(_stamp(p) for p in _base_files(folder)))
+
+
+def _hub_commit(base: str, revision: str | None) -> str | None:
+    """The commit that a hub id means now; what was asked for where the hub cannot be reached."""
+    try:
+        return locate_base(base, revision, weights=False).name
+    except BaseError:
+        return revision
+
+
+def _listed(base: str, revision: str | None) -> str | None:
+    """The listing that an s3:// folder has now; what was asked for where the service cannot be reached."""
+    try:
+        found = s3_pin(base)
+    except UnreachableError:
+        return revision
+    except BaseError as error:
+        raise problem("base", str(error)) from None
+    if revision not in (None, found):
+        raise problem("revision", f"{base} holds {found} now; leave revision out, or put the old files back", revision)
+    return found
+
+
+def _base_files(folder: Path) -> list[Path]:
+    names = ("config.json", "tokenizer.json", "processor_config.json", "preprocessor_config.json")
+    files = [folder / n for n in names if (folder / n).is_file()]
+    return [*files, *sorted(folder.glob("*.safetensors"))]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    at = path.stat()
+    return path.name, at.st_size, at.st_mtime_ns
+
+
+@cache
+def _folder_pin(folder: Path, stamps: tuple) -> str:
+    digest = hashlib.sha256()
+    for path in _base_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_BYTES:
+                digest.update(file.read())
+                continue
+            for n in range(SAMPLES):
+                file.seek(n * (size - BLOCK) // (SAMPLES - 1))
+                digest.update(file.read(BLOCK))
+    return f"files:{digest.hexdigest()}"

@@ -52,10 +52,20 @@ class Corpus:
     tasks: dict[str, Task]
     dev: SourceRows | None = None
     """What checkpoints are scored on."""
+    guards: tuple["Guarded", ...] = ()
+    """What is scored before and after training."""
 
     def counts(self) -> dict[str, int]:
         """Usable rows per source."""
         return {name: len(s.rows) for name, s in self.sources.items()}
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A further test set and its own tasks."""
+
+    source: SourceRows
+    tasks: dict[str, Task]
 
 
 _hashed: dict[tuple[str, int, int], bytes] = {}
@@ -85,7 +95,7 @@ class Reader:
     def __call__(self, spec: JobSpec) -> Corpus:
         given = [t if isinstance(t, str) else t.name for t in spec.tasks or []]
         evaluate = spec.evaluate
-        key = f"{spec.data!r} {evaluate.on} {evaluate.dev} {evaluate.select} {given}"
+        key = f"{spec.data!r} {evaluate.on} {evaluate.dev} {evaluate.select} {evaluate.guards} {given}"
         if key not in self._read:
             self._read[key] = read_corpus(spec, self.roots)
         return self._read[key]
@@ -123,7 +133,8 @@ def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
     trained = {f"data.{name}": source for name, source in sources.items()}
     _no_leak(trained, test, "test")
     _no_leak({**trained, "evaluate.on": test} if test else trained, dev, "dev")
-    return Corpus(sources, test, tasks, dev)
+    guards = tuple(_guarded(n, ref, roots, trained) for n, ref in enumerate(spec.evaluate.guards))
+    return Corpus(sources, test, tasks, dev, guards)
 
 
 def subset(rows: list[Utterance], data: Data, field: str) -> list[Utterance]:
@@ -224,6 +235,17 @@ def _dev(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
                 return _read("evaluate.dev", f"{where.words}:dev", roots, None)
     message = f"chooses on a dev set, and {base or 'the job without speech data'} has none; give evaluate.dev"
     raise problem("evaluate.select", message, spec.evaluate.select)
+
+
+def _guarded(n: int, ref: str, roots: Sequence[Path | str], trained: dict[str, SourceRows]) -> Guarded:
+    field = f"evaluate.guards[{n}]"
+    found = _read(field, ref, roots, "test")
+    known = tasks_of(ref, roots)
+    if missing := sorted({u.task for u in found.rows} - set(known)):
+        message = f"its rows name the task '{missing[0]}', which is not defined; put a task.yaml beside the manifest"
+        raise problem(field, message, ref)
+    _no_leak(trained, found, "guard")
+    return Guarded(found, {u.task: known[u.task] for u in found.rows})
 
 
 def tasks_of(ref: str, roots: Sequence[Path | str] = (".",)) -> dict[str, Task]:

@@ -2,14 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import rfc8785
 
-from trainer.bases import BaseError, UnreachableError, locate_base, s3_pin
-from trainer.corpus import MODALITY, Corpus, SourceRows, read_corpus
+from trainer.bases import pin_base
+from trainer.corpus import MODALITY, Corpus, Guarded, SourceRows, read_corpus
 from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.formats import FORMATS
 from trainer.metrics import METRICS, default_metrics
@@ -18,9 +17,6 @@ from trainer.stage import Stage, cumulative
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Untuned
 from trainer.tokens import DataError
 
-WHOLE_BYTES = 64 << 20
-"""Files of a base up to this size are hashed whole; of larger ones the size and SAMPLES evenly spaced blocks."""
-SAMPLES, BLOCK = 256, 1 << 16
 MOST_PRESENTATIONS = 100_000_000
 """Of a job: its plan is arrays of that length."""
 
@@ -31,6 +27,7 @@ ADDED: dict[str, Any] = {
     "spec.evaluate.dev_limit": 256,
     "spec.evaluate.select": "last",
     "dev": None,
+    "guards": [],
 }
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
 out of the hash at that value, so that a stored job hashes alike under every version. `*` is every item of a list."""
@@ -54,6 +51,15 @@ class SourcePin(Spec):
     """How the rows are shown."""
 
 
+class Guard(Spec):
+    """A further test set, scored before and after training."""
+
+    pin: SourcePin
+    """Its rows."""
+    tasks: list[Task]
+    """Its tasks, with their metrics written out."""
+
+
 class Resolved(Spec):
     """What is stored and runs."""
 
@@ -69,6 +75,8 @@ class Resolved(Spec):
     """The recordings that `encoder: auto` is settled on; None where the encoder is said outright."""
     dev: SourcePin | None = None
     """The rows that checkpoints are scored on."""
+    guards: list[Guard] = []
+    """What is scored before and after training."""
     base_revision: str | None
     """Commit of a hub model, `files:<sha256>` of a local folder, `listing:<sha256>` of an s3:// folder; None where
     nobody could be asked."""
@@ -87,13 +95,14 @@ class Resolved(Spec):
             _leave_out(doc, path.split("."), default)
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
         doc["spec"]["evaluate"]["on"] = None
-        del doc["spec"]["evaluate"]["dev"]
+        del doc["spec"]["evaluate"]["dev"], doc["spec"]["evaluate"]["guards"]
         said = ("recipe", "steps", "epochs", "optimizer") if self.stages else ("steps", "epochs", "optimizer")
         for key in said:
             del doc["spec"][key]  # the stages say it, where there are any
         if (self.base_revision or "").startswith("files:"):
             doc["spec"]["base"] = None
-        for pin in (*doc["sources"].values(), doc["test"], doc["hearing"], doc.get("dev")):
+        further = [doc["hearing"], doc.get("dev"), *(guard["pin"] for guard in doc.get("guards", []))]
+        for pin in (*doc["sources"].values(), doc["test"], *further):
             if pin:
                 del pin["ref"], pin["available"]
         return hashlib.sha256(rfc8785.dumps(doc)).hexdigest()
@@ -136,6 +145,9 @@ def refuse_unbuilt(spec: JobSpec) -> None:
     if spec.evaluate.cascade and spec.tuning.method != "lora":
         message = f"the base itself must be left to transcribe, which method: {spec.tuning.method} does not; use lora"
         problems.append(Problem("evaluate.cascade", True, message))
+    if spec.evaluate.guards and spec.tuning.method != "lora":
+        message = f"the base itself must be left to compare with, which method: {spec.tuning.method} does not; use lora"
+        problems.append(Problem("evaluate.guards", spec.evaluate.guards, message))
     if spec.evaluate.metric not in ("auto", *METRICS):
         message = f"unknown metric; {nearest(spec.evaluate.metric, METRICS)}"
         problems.append(Problem("evaluate.metric", None, message))
@@ -156,8 +168,8 @@ def _meant_for_training(spec: JobSpec) -> list[Problem]:
     ]
     problems += [
         Problem(f"evaluate.{key}", value, f"recipe {name} trains nothing; leave {key} out")
-        for key, value in (("dev", spec.evaluate.dev), ("select", spec.evaluate.select))
-        if value not in (None, "last")
+        for key, value in ((key, getattr(spec.evaluate, key)) for key in ("dev", "select", "guards"))
+        if value not in (None, "last", [])
     ]
     if spec.evaluate.cascade and not isinstance(spec.recipe, Untuned):
         message = f"recipe {name} cannot answer the base's transcripts; leave cascade out"
@@ -264,8 +276,14 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         test=_pin(corpus.test, "test"),
         hearing=_pin(corpus.sources[heard], heard) if tuning.encoder == "auto" and heard else None,
         dev=_pin(dev, "test") if dev else None,
+        guards=[_guard(found) for found in corpus.guards if spec.evaluate.guards],
         base_revision=pin_base(spec.base, spec.revision),
     )
+
+
+def _guard(found: Guarded) -> Guard:
+    tasks = [t.model_copy(update={"metrics": t.metrics or default_metrics(t)}) for t in found.tasks.values()]
+    return Guard(pin=_pin(found.source, "test"), tasks=tasks)
 
 
 def _refuse_decoding(spec: JobSpec, tested: Sequence[Task]) -> None:
@@ -310,6 +328,8 @@ def check_pins(resolved: Resolved, corpus: Corpus) -> None:
         if corpus.dev is None:
             raise DataError(f"evaluate.dev: {resolved.dev.ref} was not read")
         pinned.append(("evaluate.dev", resolved.dev, corpus.dev))
+    for n, (guard, found) in enumerate(zip(resolved.guards, corpus.guards, strict=True) if resolved.guards else ()):
+        pinned.append((f"evaluate.guards[{n}]", guard.pin, found.source))
     if resolved.hearing is not None:
         name = next(name for name in HEARD if name in corpus.sources)
         pinned.append((f"data.{name}", resolved.hearing, corpus.sources[name]))
@@ -338,67 +358,6 @@ def _scored(task: Task, spec: JobSpec) -> Task:
     if problems:
         raise SpecError(problems)
     return task.model_copy(update={"metrics": metrics})
-
-
-def pin_base(base: str, revision: str | None) -> str | None:
-    """What exactly a base is: `files:<sha256>` of a local folder, `listing:<sha256>` of an s3:// folder, the commit
-    of a hub model."""
-    if base.startswith("s3://"):
-        return _listed(base, revision)
-    folder = Path(base)
-    if not folder.is_dir():
-        return _hub_commit(base, revision)
-    if not (folder / "config.json").is_file():
-        raise SpecError([Problem("base", base, "the folder has no config.json, so it is no base model")])
-    return _folder_pin(folder, tuple(_stamp(p) for p in _base_files(folder)))
-
-
-def _hub_commit(base: str, revision: str | None) -> str | None:
-    """The commit that a hub id means now; what was asked for where the hub cannot be reached."""
-    try:
-        return locate_base(base, revision, weights=False).name
-    except BaseError:
-        return revision
-
-
-def _listed(base: str, revision: str | None) -> str | None:
-    """The listing that an s3:// folder has now; what was asked for where the service cannot be reached."""
-    try:
-        found = s3_pin(base)
-    except UnreachableError:
-        return revision
-    except BaseError as error:
-        raise problem("base", str(error)) from None
-    if revision not in (None, found):
-        raise problem("revision", f"{base} holds {found} now; leave revision out, or put the old files back", revision)
-    return found
-
-
-def _base_files(folder: Path) -> list[Path]:
-    names = ("config.json", "tokenizer.json", "processor_config.json", "preprocessor_config.json")
-    files = [folder / n for n in names if (folder / n).is_file()]
-    return [*files, *sorted(folder.glob("*.safetensors"))]
-
-
-def _stamp(path: Path) -> tuple[str, int, int]:
-    at = path.stat()
-    return path.name, at.st_size, at.st_mtime_ns
-
-
-@cache
-def _folder_pin(folder: Path, stamps: tuple) -> str:
-    digest = hashlib.sha256()
-    for path in _base_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_BYTES:
-                digest.update(file.read())
-                continue
-            for n in range(SAMPLES):
-                file.seek(n * (size - BLOCK) // (SAMPLES - 1))
-                digest.update(file.read(BLOCK))
-    return f"files:{digest.hexdigest()}"
 
 
 def _pin(source: SourceRows, name: str) -> SourcePin:

@@ -69,6 +69,25 @@ class DevScore(Record):
     value: float
 
 
+class GuardScore(Record):
+    """One metric of a further test set: what training has changed there."""
+
+    data: str
+    """The test set, as the spec names it."""
+    task: str
+    modality: str
+    metric: str
+    before: float
+    """Of the base as it was loaded."""
+    after: float
+    change: float
+    """after - before, in the metric's own unit."""
+    ci_low: float
+    ci_high: float
+    """95 % interval of the change, over speakers (utterances where unknown); of one utterance just the change."""
+    n: int
+
+
 class Shown(Record):
     """What was really presented from one source of one stage."""
 
@@ -137,6 +156,8 @@ class Result(Record):
     scores: list[Score] = []
     dev: list[DevScore] = []
     """The main metric at every checkpoint, where there is a dev set."""
+    guards: list[GuardScore] = []
+    """What training has changed on the further test sets (`evaluate.guards`)."""
     chosen_step: int | None = None
     """The step whose weights were tested and are in `checkpoint`, where the dev set chose it; else the last."""
     shown: list[Shown] = []

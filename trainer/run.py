@@ -131,6 +131,7 @@ class _Job:
         self.found: Checkpoint | None = None
         self.outcome = Outcome(0, None, "", [])
         self.chosen: tuple[int, str] | None = None
+        self.guards: list[result.GuardScore] = []
 
     def tell(self, event: Event) -> None:
         if self.ranks.rank == 0:
@@ -262,11 +263,10 @@ class _Job:
         if self.outcome.reason == "yielded":
             self.stop("checkpoint_and_exit", control)
 
-    # ---- orders
-
     def stop(self, action: str, control: Callable[[], str]) -> None:
         """The run ends on request, the checkpoint of its last step being written; what was scored does not count."""
-        self.rows, self.chosen, message = [], None, "checkpoint written on request; the next attempt goes on from it"
+        self.rows, self.guards, self.chosen = [], [], None
+        message = "checkpoint written on request; the next attempt goes on from it"
         reason = "yielded" if action == "checkpoint_and_exit" else "user"
         if reason == "user":
             message = "aborted on request"
@@ -308,6 +308,11 @@ class _Job:
             with self.ranks.together():
                 self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", to_lines(rows))
             self.tell({"kind": "predicted", "modality": modality, "utterances": len(rows)})
+        for n, guarding in enumerate(self.scoring.guards(model, self.recordings, control)):
+            self.guards += guarding.scores()
+            with self.ranks.together():
+                for name, rows in (("before", guarding.before), ("after", guarding.after)):
+                    self.put(f"attempts/{self.attempt}/guards/{n}-{name}.jsonl", to_lines(rows))
 
     # ---- result
 
@@ -330,6 +335,7 @@ class _Job:
             training_seconds=sum(e["seconds"] for e in events),
             checkpoint=self.chosen[1] if self.chosen else checkpoint.furthest(self.store),
             chosen_step=self.chosen and self.chosen[0],
+            guards=self.guards,
             dev=[result.DevScore(step=s, value=v) for s, v in sorted(self.scoring.dev_values.items())],
         )
         self._write(made)

@@ -134,7 +134,8 @@ class Decode(Spec):
     method: Literal["generate", "likelihood", "mean_likelihood"] = "generate"
     """Write an answer token by token, or choose the label (answer label) that is most probable as the answer with its
     end: by the sum over its tokens, or by their mean, which puts long labels at no disadvantage. Likelihoods also say
-    how sure the model is (`confidence` and `probabilities` of a prediction)."""
+    how sure the model is (`confidence` and `probabilities` of a prediction). Guards that ask for no label are generated
+    all the same."""
     constrain: bool = False
     """Only answers that the task allows: one of its labels (label), some of them (label_set), JSON of its intents and
     slots (json), which then always parse; text stays free. Free decoding is the other condition: do not compare the
@@ -168,6 +169,9 @@ class Evaluate(Spec):
     select: Literal["last", "best"] = "last"
     """Which checkpoint is tested and kept as the result: the last, or the one that is best on the dev set by the main
     metric, of equal ones the first. The result says its step."""
+    guards: list[str] = []
+    """Further test sets, each with tasks of its own (its task.yaml, else the built-in ones), answered by the base and
+    by the adapter on it: what training has cost elsewhere (forgetting)."""
     limit: int | None = Field(default=None, gt=0)
     """Score only the first N utterances of a seeded order; for quick looks, named in the result."""
     folds: int | None = Field(default=None, ge=2)

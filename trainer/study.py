@@ -210,11 +210,15 @@ def _baselines(
     return cells
 
 
+SIMPLY = {"text_twin": False, "cascade": False, "dev": None, "select": "last", "guards": []}
+"""How the simple rows are scored: the test alone."""
+
+
 def _baseline(name: str, recipe: Majority | Untuned | LinearProbe, like: JobSpec, read: Read) -> Resolved:
     """A job of `recipe` on the data, base and test of another. SpecError where it cannot answer that test."""
     kept = ("base", "revision", "family", "language", "data", "tasks", "precision", "resources", "tags")
     fields = {key: getattr(like, key) for key in kept}
-    evaluate = like.evaluate.model_copy(update={"text_twin": False, "cascade": False, "dev": None, "select": "last"})
+    evaluate = like.evaluate.model_copy(update=SIMPLY)
     corpus = read(like)
     try:
         return resolve(JobSpec(name=name, recipe=recipe, evaluate=evaluate, **fields), corpus)

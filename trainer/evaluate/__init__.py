@@ -99,7 +99,7 @@ class Said(NamedTuple):
 
 def _said(model, examples: Sequence[Example], task: Task, decode: Decode, between: Between) -> list[Said]:
     """Answers to examples of one task, as `decode` says."""
-    if decode.method != "generate":
+    if decode.method != "generate" and task.answer == "label":
         return choose(model, examples, task, decode, between)
     constraint = constraint_of(task, model, decode.max_new_tokens) if decode.constrain else None
     return [Said(text) for text in answer(model, examples, decode, between, constraint)]

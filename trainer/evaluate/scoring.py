@@ -3,22 +3,50 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer import baselines
+from trainer.compare import compare
 from trainer.corpus import Corpus
-from trainer.evaluate import modalities
+from trainer.evaluate import modalities, predict
 from trainer.metrics import count, named, score
 from trainer.predictions import Row, by_task, limited
 from trainer.ranks import Ranks, Turns
 from trainer.resolve import Resolved
-from trainer.spec import Evaluate
+from trainer.result import GuardScore
+from trainer.spec import Evaluate, Task
 from trainer.tokens import DataError, reference
 from trainer.views import Recordings
 
 PROGRESS_S = 5.0
 """Seconds between two words on how far an evaluation is."""
+TWINLESS = Evaluate(text_twin=False)
+"""Recordings where there are any, else transcripts."""
 Event = dict[str, Any]
+
+
+class Guarding(NamedTuple):
+    """A further test set, answered before and after training."""
+
+    ref: str
+    before: list[Row]
+    after: list[Row]
+
+    def scores(self) -> list[GuardScore]:
+        """Every metric of every task, with the interval of its change."""
+        out, after = [], by_task(self.after)
+        for task, rows in by_task(self.before).items():
+            values = score(rows), score(after[task])
+            for metric in (m for m in values[0] if m in values[1]):
+                low = high = change = values[1][metric] - values[0][metric]
+                if len(rows) > 1:
+                    found = compare([rows], [after[task]], metric)
+                    low, high = found.ci_low, found.ci_high
+                out.append(GuardScore(
+                    data=self.ref, task=task, modality=rows[0]["modality"], metric=metric, before=values[0][metric],
+                    after=values[1][metric], change=change, ci_low=low, ci_high=high, n=len(rows),
+                ))  # fmt: skip
+        return out
 
 
 class Scoring:
@@ -36,28 +64,27 @@ class Scoring:
         self.utterances = limited(corpus.test.rows, evaluate.limit)
         self.modalities = modalities(self.utterances, evaluate)
         self.dev = limited(corpus.dev.rows, evaluate.dev_limit) if resolved.dev and corpus.dev else []
-        self._dev_modality = modalities(self.dev, Evaluate(text_twin=False))[0] if self.dev else ""
+        self._dev_modality = modalities(self.dev, TWINLESS)[0] if self.dev else ""
         self.dev_values: dict[int, float] = {}
         self._said_at = -float("inf")
-        for utterance in (*self.utterances, *self.dev):
-            task = self.tasks[utterance.task]
-            try:
-                count(reference(utterance, task), None, task)
-            except ValueError as error:
-                kind = "dev" if utterance in self.dev else "test"
-                raise DataError(f"{kind} utterance {utterance.id} cannot be scored: {error}") from error
+        _check("test", self.utterances, self.tasks)
+        _check("dev", self.dev, self.tasks)
+        for guard, found in zip(resolved.guards, corpus.guards, strict=False):
+            _check(f"guard {guard.pin.ref}:", found.source.rows, {task.name: task for task in guard.tasks})
 
     def test(self, model, recordings: Recordings, control: Callable[[], str]) -> Iterator[tuple[str, list[Row]]]:
         """The test's prediction rows, modality by modality, on every rank; errors as of `trainer.ranks.Turns`."""
         for modality in self.modalities:
-            yield modality, self._rows(model, self.utterances, modality, recordings, control)
+            work = partial(baselines.answers_of, self.resolved, self.corpus, model)
+            yield modality, self._rows(work, self.utterances, self.tasks, modality, recordings, control)
 
     def judge(self, model, recordings: Recordings, control: Callable[[], str], step: int) -> list[Event]:
         """Scores the dev set with the weights after `step`, if there is one and it is not known yet; what is to be
         told and kept of it."""
         if not self.dev or step in self.dev_values:
             return []
-        rows = self._rows(model, self.dev, self._dev_modality, recordings, control, name="dev")
+        work = partial(predict, model)
+        rows = self._rows(work, self.dev, self.tasks, self._dev_modality, recordings, control, name="dev")
         metric = self.resolved.spec.evaluate.metric
         values = [value for part in by_task(rows).values() if (value := score(part).get(metric)) is not None]
         if not values:
@@ -74,11 +101,31 @@ class Scoring:
         better = -1 if named(self.resolved.spec.evaluate.metric).higher_is_better else 1
         return sorted(self.dev_values, key=lambda step: (better * self.dev_values[step], step))
 
-    def _rows(self, model, utterances: list, modality: str, recordings, control, name: str = "") -> list[Row]:
+    def guards(self, model, recordings: Recordings, control: Callable[[], str]) -> Iterator[Guarding]:
+        """Every further test set, answered by the base as it was loaded and by the model as it is now, recordings where
+        it has them."""
+        for guard, found in zip(self.resolved.guards, self.corpus.guards, strict=False):
+            rows = limited(found.source.rows, self.resolved.spec.evaluate.limit)
+            tasks = {task.name: task for task in guard.tasks}
+            asked = (rows, tasks, modalities(rows, TWINLESS)[0], recordings, control, f"guard {guard.pin.ref}")
+            with model.base_only():
+                before = self._rows(partial(predict, model), *asked)
+            yield Guarding(guard.pin.ref, before, self._rows(partial(predict, model), *asked))
+
+    def _rows(
+        self,
+        work: Callable[..., list[Row]],
+        utterances: list,
+        tasks: dict[str, Task],
+        modality: str,
+        recordings: Recordings,
+        control: Callable[[], str],
+        name: str = "",
+    ) -> list[Row]:
+        """What `work` (of the arguments of `predict` from `utterances` on) answers, this rank a share of it."""
         turns = Turns(self.ranks, control, partial(self._progress, name or modality, len(utterances)))
         mine = utterances[self.ranks.rank :: self.ranks.world_size]
-        asked = (mine, self.tasks, modality, self.resolved.spec.evaluate.decode, recordings, turns)
-        rows = turns.run(partial(baselines.answers_of, self.resolved, self.corpus, model, *asked))
+        rows = turns.run(partial(work, mine, tasks, modality, self.resolved.spec.evaluate.decode, recordings, turns))
         found = {row["utterance"]: row for part in self.ranks.gather(rows) for row in part}
         return [found[u.id] for u in utterances]
 
@@ -87,3 +134,13 @@ class Scoring:
         if now - self._said_at >= PROGRESS_S:
             self._said_at = now
             self.tell({"kind": "progress", "modality": name, "done": done, "of": of})
+
+
+def _check(kind: str, utterances: Sequence, tasks: dict[str, Task]) -> None:
+    """DataError for an utterance that no answer could be scored against."""
+    for utterance in utterances:
+        task = tasks[utterance.task]
+        try:
+            count(reference(utterance, task), None, task)
+        except ValueError as error:
+            raise DataError(f"{kind} utterance {utterance.id} cannot be scored: {error}") from error
