@@ -12,6 +12,7 @@ from trainer.decoding.prompts import Prompts
 from trainer.evaluate import predict
 from trainer.families import load
 from trainer.fields import SpecError
+from trainer.metrics import score
 from trainer.resolve import read_and_resolve
 from trainer.spec import Decode, Execution, Task, parse_job
 from trainer.views import Example, Recordings
@@ -102,6 +103,21 @@ def test_rows_say_how_sure_the_model_is(world, model):
             assert row["confidence"] == row["probabilities"][row["text"]] >= 1 / 3
             assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
             assert row["confidence"] == pytest.approx(one["confidence"], abs=1e-5)
+
+
+def test_calibration_is_counted_where_labels_are_scored(world, model):
+    _, corpus = toy.resolved(*world)
+    tasks = {"tone": corpus.tasks["tone"].model_copy(update={"metrics": ["accuracy", "ece"]})}
+    found = predict(model, corpus.test.rows, tasks, "speech", Decode(method="likelihood"), Recordings(16000))
+    sure = [row["confidence"] for row in found]
+    right = [row["parsed"] == row["reference"] for row in found]
+    assert 0 <= score(found)["ece"] <= 1
+    assert score(found)["accuracy"] == np.mean(right)
+    assert score(found)["ece"] >= abs(np.mean(sure) - np.mean(right)) - 1e-9  # bins can only add
+    with pytest.raises(SpecError, match=r"evaluate\.metric: asks how sure the model is: use evaluate\.decode\.method"):
+        toy.resolved(*world, evaluate={"metric": "ece"})
+    resolved, _ = toy.resolved(*world, evaluate={"metric": "ece", "decode": {"method": "likelihood"}})
+    assert resolved.spec.evaluate.metric == "ece"
 
 
 def test_a_batch_that_does_not_fit_is_cut_in_two(world, model, monkeypatch):

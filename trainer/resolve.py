@@ -14,7 +14,7 @@ from trainer.formats import FORMATS
 from trainer.metrics import METRICS, default_metrics
 from trainer.spec import JobSpec, Task
 from trainer.stage import Stage, cumulative
-from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Untuned
+from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, Untuned
 from trainer.tokens import DataError
 
 MOST_PRESENTATIONS = 100_000_000
@@ -338,6 +338,11 @@ def check_pins(resolved: Resolved, corpus: Corpus) -> None:
             raise DataError(f"{field}: {pin.ref} has changed since the job was resolved; submit it again")
 
 
+def _tells_confidence(spec: JobSpec) -> bool:
+    """Whether answers come with their probability: labels scored by a model."""
+    return spec.evaluate.decode.method != "generate" and not isinstance(spec.recipe, Majority | LinearProbe)
+
+
 def _scored(task: Task, spec: JobSpec) -> Task:
     """The task with its metrics written out, the job's own among them; a metric that is unknown or cannot be counted
     for its answer form is refused now rather than missed after training."""
@@ -354,6 +359,9 @@ def _scored(task: Task, spec: JobSpec) -> Task:
         elif task.answer not in METRICS[name].answers:
             fit = ", ".join(m.name for m in METRICS.values() if task.answer in m.answers)
             message = f"is not defined for the answer form '{task.answer}' of task {task.name}; those that are: {fit}"
+            problems.append(Problem(field, name, message))
+        elif METRICS[name].of_confidence and not _tells_confidence(spec):
+            message = "asks how sure the model is: use evaluate.decode.method: likelihood, or leave it out"
             problems.append(Problem(field, name, message))
     if problems:
         raise SpecError(problems)

@@ -67,10 +67,11 @@ class Scoring:
         self._dev_modality = modalities(self.dev, TWINLESS)[0] if self.dev else ""
         self.dev_values: dict[int, float] = {}
         self._said_at = -float("inf")
-        _check("test", self.utterances, self.tasks)
-        _check("dev", self.dev, self.tasks)
+        scores = evaluate.decode.method != "generate"
+        _check("test", self.utterances, self.tasks, scores)
+        _check("dev", self.dev, self.tasks, scores)
         for guard, found in zip(resolved.guards, corpus.guards, strict=False):
-            _check(f"guard {guard.pin.ref}:", found.source.rows, {task.name: task for task in guard.tasks})
+            _check(f"guard {guard.pin.ref}:", found.source.rows, {task.name: task for task in guard.tasks}, scores)
 
     def test(self, model, recordings: Recordings, control: Callable[[], str]) -> Iterator[tuple[str, list[Row]]]:
         """The test's prediction rows, modality by modality, on every rank; errors as of `trainer.ranks.Turns`."""
@@ -136,11 +137,12 @@ class Scoring:
             self.tell({"kind": "progress", "modality": name, "done": done, "of": of})
 
 
-def _check(kind: str, utterances: Sequence, tasks: dict[str, Task]) -> None:
-    """DataError for an utterance that no answer could be scored against."""
+def _check(kind: str, utterances: Sequence, tasks: dict[str, Task], scores: bool) -> None:
+    """DataError for an utterance that no answer could be scored against. scores: labels will come with a
+    probability."""
     for utterance in utterances:
         task = tasks[utterance.task]
         try:
-            count(reference(utterance, task), None, task)
+            count(reference(utterance, task), None, task, 1.0 if scores and task.answer == "label" else None)
         except ValueError as error:
             raise DataError(f"{kind} utterance {utterance.id} cannot be scored: {error}") from error
