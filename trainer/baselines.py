@@ -42,12 +42,13 @@ def answered(
     decode: Decode,
     recordings: Recordings,
     between: Between = lambda done: None,
+    **options,
 ) -> list[Row]:
     """What a baseline answers, in the order of `test`. `train`: the rows that its recipe learns from; `between`: as of
     `predict`."""
     if not isinstance(recipe, Majority | LinearProbe):
         with model.base_only():
-            return predict(model, test, tasks, modality, decode, recordings, between)
+            return predict(model, test, tasks, modality, decode, recordings, between, **options)
     features, found = pooled_features(model, recordings, between), {}
     for task in {u.task: tasks[u.task] for u in test}.values():
         probes = isinstance(recipe, LinearProbe)
@@ -58,15 +59,15 @@ def answered(
 
 
 def answers_of(
-    resolved: Resolved, corpus: Corpus, model, test: Sequence[Utterance], tasks: Mapping[str, Task], *asked
+    resolved: Resolved, corpus: Corpus, model, test: Sequence[Utterance], tasks: Mapping[str, Task], *asked, **options
 ) -> list[Row]:
     """What a job answers: its baseline, where its recipe is one, else the model as it is now. `asked`: as of
     `predict`, from `modality` on."""
     recipe = resolved.spec.recipe
     if not isinstance(recipe, Baseline):
-        return predict(model, test, tasks, *asked)
+        return predict(model, test, tasks, *asked, **options)
     train = [u for name in resolved.sources for u in corpus.sources[name].rows]
-    return answered(recipe, model, train, test, tasks, *asked)
+    return answered(recipe, model, train, test, tasks, *asked, **options)
 
 
 def linear_probe(

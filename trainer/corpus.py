@@ -55,6 +55,11 @@ class Corpus:
     guards: tuple["Guarded", ...] = ()
     """What is scored before and after training."""
 
+    def demonstrators(self) -> str | None:
+        """The source that demonstrations are drawn from: the first that has transcripts with labels."""
+        shows = (name for name, s in self.sources.items() if any(u.text and u.label is not None for u in s.rows))
+        return next(shows, None)
+
     def counts(self) -> dict[str, int]:
         """Usable rows per source."""
         return {name: len(s.rows) for name, s in self.sources.items()}

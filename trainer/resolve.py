@@ -24,8 +24,10 @@ ADDED: dict[str, Any] = {
     "spec.tuning.dora": False,
     "spec.evaluate.decode.method": "generate",
     "spec.evaluate.decode.constrain": False,
+    "spec.evaluate.demos": {"k": 0, "retriever": "random", "seed": 0},
     "spec.evaluate.dev_limit": 256,
     "spec.evaluate.select": "last",
+    "demos": None,
     "dev": None,
     "guards": [],
 }
@@ -73,6 +75,8 @@ class Resolved(Spec):
     """The rows that are scored."""
     hearing: SourcePin | None = None
     """The recordings that `encoder: auto` is settled on; None where the encoder is said outright."""
+    demos: SourcePin | None = None
+    """The rows that demonstrations are drawn from."""
     dev: SourcePin | None = None
     """The rows that checkpoints are scored on."""
     guards: list[Guard] = []
@@ -101,7 +105,7 @@ class Resolved(Spec):
             del doc["spec"][key]  # the stages say it, where there are any
         if (self.base_revision or "").startswith("files:"):
             doc["spec"]["base"] = None
-        further = [doc["hearing"], doc.get("dev"), *(guard["pin"] for guard in doc.get("guards", []))]
+        further = [doc["hearing"], doc.get("demos"), doc.get("dev"), *(guard["pin"] for guard in doc.get("guards", []))]
         for pin in (*doc["sources"].values(), doc["test"], *further):
             if pin:
                 del pin["ref"], pin["available"]
@@ -266,6 +270,9 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     dev = corpus.dev if spec.evaluate.dev or spec.evaluate.select == "best" else None
     if dev and (other := sorted({u.task for u in dev.rows} - tested)):
         raise problem("evaluate.dev", f"has rows of task {other[0]}, which the test has not", dev.ref)
+    shown_by = corpus.demonstrators() if spec.evaluate.demos.k else None
+    if spec.evaluate.demos.k and shown_by is None:
+        raise problem("evaluate.demos.k", "no source has transcripts with labels to show", spec.evaluate.demos.k)
     named = {"metric": metric, "on": corpus.test.ref, "dev": dev and dev.ref}
     evaluate = spec.evaluate.model_copy(update=named)
     settled = {"tasks": tasks, "tuning": tuning, "recipe": recipe, "evaluate": evaluate}
@@ -275,6 +282,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         sources={name: _pin(corpus.sources[name], name) for name in used},
         test=_pin(corpus.test, "test"),
         hearing=_pin(corpus.sources[heard], heard) if tuning.encoder == "auto" and heard else None,
+        demos=_pin(corpus.sources[shown_by], shown_by) if shown_by else None,
         dev=_pin(dev, "test") if dev else None,
         guards=[_guard(found) for found in corpus.guards if spec.evaluate.guards],
         base_revision=pin_base(spec.base, spec.revision),
@@ -324,6 +332,8 @@ def check_pins(resolved: Resolved, corpus: Corpus) -> None:
     assert corpus.test is not None, "resolve() refuses a job without a test set"
     pinned = [(f"data.{name}", pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
     pinned.append(("evaluate.on", resolved.test, corpus.test))
+    if resolved.demos is not None:
+        pinned.append(("evaluate.demos", resolved.demos, corpus.sources[corpus.demonstrators() or ""]))
     if resolved.dev is not None:
         if corpus.dev is None:
             raise DataError(f"evaluate.dev: {resolved.dev.ref} was not read")

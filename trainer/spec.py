@@ -148,6 +148,17 @@ class Decode(Spec):
         return self
 
 
+class Demos(Spec):
+    """Demonstrations in the prompt: transcripts and answers of the training side, never the utterance itself."""
+
+    k: int = Field(default=0, ge=0, le=64)
+    """How many; 0 is zero-shot."""
+    retriever: Literal["random"] = "random"
+    """Which: the first k of one seeded order, the same for all utterances but those that say what one of them says."""
+    seed: int = 0
+    """Of that order."""
+
+
 class Evaluate(Spec):
     """On what and how a job is scored."""
 
@@ -161,6 +172,8 @@ class Evaluate(Spec):
     """Also score the base's own transcription answered as text by the tuned adapter."""
     decode: Decode = Decode()
     """Generation."""
+    demos: Demos = Demos()
+    """Demonstrations in the prompts of test and dev set (k-shot); guards are asked without."""
     dev: str | None = None
     """Data set and split that is scored at every checkpoint, by the main metric; default: none, with `select: best` the
     `dev` split of the speech data."""

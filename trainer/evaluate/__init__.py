@@ -1,7 +1,7 @@
 """Scoring: from a model and test utterances to prediction rows whose counts add up to every corpus metric."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from trainer.decoding import Constraint, constraint_of, generate
 from trainer.decoding.constrain import Trie, closed_answers
@@ -49,20 +49,24 @@ def predict(
     decode: Decode,
     recordings: Recordings,
     between: Between = lambda done: None,
+    *,
+    asks: Callable[[Any], Task] | None = None,
 ) -> list[Row]:
     """Prediction rows in the order of `utterances`. `modality`: `speech`, `text` (transcripts) or `cascade`
     (the base, adapters off, transcribes; its text is answered by the tuned model). `between`: called after every
-    batch with the number of utterances that it answered."""
+    batch with the number of utterances that it answered. `asks`: an utterance's task as it is put to the model, where
+    that is not as it is scored (demonstrations)."""
+    asks = asks or (lambda u: tasks[u.task])
     heard: list[str | None] = [None] * len(utterances)
     view = SPEECH if modality == SPEECH else TEXT
     if modality == CASCADE:
         heard = list(transcribe(model, utterances, recordings, between=lambda _: between(0)))
     asked = [
-        example(u, view, tasks[u.task], model.tokens, recordings, supervised=False, content=said)
+        example(u, view, asks(u), model.tokens, recordings, supervised=False, content=said)
         for u, said in zip(utterances, heard, strict=True)
     ]
     said: list[Said] = [Said("")] * len(asked)
-    for (task, _), group in _alike(utterances).items():
+    for (task, _), group in _alike(utterances, asked).items():
         found = _said(model, [asked[i] for i in group], tasks[task], decode, between)
         for i, one in zip(group, found, strict=True):
             said[i] = one
@@ -170,11 +174,11 @@ def _fitting(work: Callable[[Sequence[Example]], list[T]], examples: Sequence[Ex
     return _fitting(work, examples[:half]) + _fitting(work, examples[half:])
 
 
-def _alike(utterances: Sequence) -> dict[tuple[str, str], list[int]]:
-    """Indices by task and language: what is asked the same is answered together, and shares its instruction."""
+def _alike(utterances: Sequence, asked: Sequence[Example]) -> dict[tuple[str, str], list[int]]:
+    """Indices by task and instruction: what is asked the same is answered together, and shares its instruction."""
     groups: dict[tuple[str, str], list[int]] = {}
-    for i, u in enumerate(utterances):
-        groups.setdefault((u.task, u.language), []).append(i)
+    for i, (u, e) in enumerate(zip(utterances, asked, strict=True)):
+        groups.setdefault((u.task, e.asked), []).append(i)
     return groups
 
 

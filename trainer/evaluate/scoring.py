@@ -9,6 +9,8 @@ from trainer import baselines
 from trainer.compare import compare
 from trainer.corpus import Corpus
 from trainer.evaluate import modalities, predict
+from trainer.evaluate.demonstrations import Demonstrations
+from trainer.manifest import Utterance
 from trainer.metrics import count, named, score
 from trainer.predictions import Row, by_task, limited
 from trainer.ranks import Ranks, Turns
@@ -67,6 +69,12 @@ class Scoring:
         self._dev_modality = modalities(self.dev, TWINLESS)[0] if self.dev else ""
         self.dev_values: dict[int, float] = {}
         self._said_at = -float("inf")
+        self._asks: Callable[[Utterance], Task] | None = None
+        if resolved.demos is not None:
+            pool = corpus.sources[corpus.demonstrators() or ""].rows
+            self._asks = Demonstrations(evaluate.demos, pool, self.tasks).task
+            for utterance in (*self.utterances, *self.dev):
+                self._asks(utterance)
         scores = evaluate.decode.method != "generate"
         _check("test", self.utterances, self.tasks, scores)
         _check("dev", self.dev, self.tasks, scores)
@@ -76,7 +84,7 @@ class Scoring:
     def test(self, model, recordings: Recordings, control: Callable[[], str]) -> Iterator[tuple[str, list[Row]]]:
         """The test's prediction rows, modality by modality, on every rank; errors as of `trainer.ranks.Turns`."""
         for modality in self.modalities:
-            work = partial(baselines.answers_of, self.resolved, self.corpus, model)
+            work = partial(baselines.answers_of, self.resolved, self.corpus, model, asks=self._asks)
             yield modality, self._rows(work, self.utterances, self.tasks, modality, recordings, control)
 
     def judge(self, model, recordings: Recordings, control: Callable[[], str], step: int) -> list[Event]:
@@ -84,7 +92,7 @@ class Scoring:
         told and kept of it."""
         if not self.dev or step in self.dev_values:
             return []
-        work = partial(predict, model)
+        work = partial(predict, model, asks=self._asks)
         rows = self._rows(work, self.dev, self.tasks, self._dev_modality, recordings, control, name="dev")
         metric = self.resolved.spec.evaluate.metric
         values = [value for part in by_task(rows).values() if (value := score(part).get(metric)) is not None]
