@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 import toy
-from tiny_families import TINY, processor_of
+from tiny_families import TINY
 
 from trainer import audio, decoding
 from trainer.families import FAMILIES, load
@@ -41,8 +41,8 @@ def base(folder):
 
 
 @pytest.fixture(scope="module")
-def processor(folder):
-    return processor_of(folder)
+def processor(family, folder):
+    return TINY[family].processor(folder)
 
 
 def heard(model, waves=WAVES, order="family", ask=ASK):
@@ -62,9 +62,7 @@ def heard(model, waves=WAVES, order="family", ask=ASK):
 def read(model, order="family", ask=ASK):
     """Text examples of one instruction."""
     said = ["a low tone", "rather a high tone than a low one", "x"]
-    return [
-        Example(t, model.tokens.prompt_ids(ask, t, order), model.tokens.answer_ids("low"), None, ask) for t in said
-    ]
+    return [Example(t, model.tokens.prompt_ids(ask, t, order), model.tokens.answer_ids("low"), None, ask) for t in said]
 
 
 def mixed(model, order="family"):

@@ -4,22 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import toy
-from transformers import AutoProcessor
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """One family in small."""
-
-    build: Callable[[Path], Path]
-    """Writes the base's folder, weights of every matrix drawn wide enough that all parts matter."""
-    ask: Callable
-    """(processor, prompt text with one audio token, wave) → inputs of the stock model's forward."""
-    template: Callable
-    """(processor, chat messages) → the prompt as text, as the processor's chat template writes it."""
-    window_s: float
-    """Longest recording that the tiny base takes, in seconds."""
+import transformers
+from transformers import AutoProcessor, AutoTokenizer, WhisperFeatureExtractor
 
 
 def with_processor(processor, prompt: str, wave):
@@ -32,9 +20,128 @@ def with_template(processor, messages) -> str:
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-TINY = {"qwen2_audio": Tiny(toy.base, with_processor, with_template, 16.0)}
-"""By `model_type`; the conformance suite runs over all of them."""
+@dataclass(frozen=True)
+class Tiny:
+    """One family in small."""
+
+    build: Callable[[Path], Path]
+    """Writes the base's folder, weights of every matrix drawn wide enough that all parts matter."""
+    window_s: float
+    """Longest recording that the tiny base takes, in seconds."""
+    processor: Callable = AutoProcessor.from_pretrained
+    """Folder → the stock processor."""
+    ask: Callable = with_processor
+    """(processor, prompt text with one audio token, wave) → inputs of the stock model's forward."""
+    template: Callable = with_template
+    """(processor, chat messages) → the prompt as text, as the processor's chat template writes it."""
 
 
-def processor_of(folder: Path):
-    return AutoProcessor.from_pretrained(folder)
+def tokenizer(folder: Path, template: str, special: dict[str, str], end: str = "<|im_end|>", **options):
+    """The tiny base's tokenizer with a family's own special tokens, by the names that its processor calls them by;
+    written into `folder`."""
+    made = AutoTokenizer.from_pretrained(toy.TINY, extra_special_tokens=special, eos_token=end, **options)
+    made.chat_template = template
+    made.save_pretrained(folder)
+    return made
+
+
+def mel(**changes) -> WhisperFeatureExtractor:
+    """A small front end: 50 frames a second, windows of 8 s."""
+    small = {"feature_size": 16, "hop_length": 320, "chunk_length": 8, "n_fft": 400, "return_attention_mask": True}
+    return WhisperFeatureExtractor(**{**small, **changes})
+
+
+def written(model, folder: Path, seed: int = 0) -> Path:
+    """The model with matrices drawn anew, saved."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+LANGUAGE_MODEL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": None,
+    "eos_token_id": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+"""Of a text config, whatever the class."""
+
+OMNI_SPECIAL = {
+    "image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
+}  # fmt: skip
+OMNI_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""What the published template says of text and audio."""
+
+
+def omni_config(tokens) -> dict:
+    """A thinker's config with one chunk of 1 s in the encoder, and hardly any sight."""
+    return {
+        "audio_config": {
+            "num_mel_bins": 16, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 24, "n_window": 25, "output_dim": 32, "max_source_positions": 200,
+        },
+        "vision_config": {
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+        "text_config": {
+            **LANGUAGE_MODEL, "vocab_size": len(tokens),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
+        "audio_token_index": tokens.audio_token_id, "image_token_index": tokens.image_token_id,
+        "video_token_index": tokens.video_token_id, "audio_start_token_id": tokens.audio_bos_token_id,
+        "audio_end_token_id": tokens.audio_eos_token_id, "vision_start_token_id": tokens.vision_bos_token_id,
+    }  # fmt: skip
+
+
+def qwen2_5_omni_thinker(folder: Path) -> Path:
+    tokens = tokenizer(folder, OMNI_TEMPLATE, OMNI_SPECIAL)
+    mel().save_pretrained(folder)
+    config = transformers.Qwen2_5OmniThinkerConfig(**omni_config(tokens))
+    return written(transformers.Qwen2_5OmniThinkerForConditionalGeneration(config), folder)
+
+
+def qwen2_5_omni(folder: Path) -> Path:
+    """The whole model: thinker, talker and the two networks that make sound of its codes."""
+    tokens = tokenizer(folder, OMNI_TEMPLATE, OMNI_SPECIAL)
+    mel().save_pretrained(folder)
+    config = transformers.Qwen2_5OmniConfig(thinker_config=omni_config(tokens), enable_audio_output=False)
+    torch.save({}, folder / "spk_dict.pt")  # the stock class asks for its voices
+    return written(transformers.Qwen2_5OmniForConditionalGeneration(config), folder)
+
+
+class Blind:
+    """A processor without its image and video parts, which nothing here calls (they need torchvision)."""
+
+    def check_argument_for_proper_class(self, name, argument):
+        return None if argument is None else super().check_argument_for_proper_class(name, argument)
+
+
+def omni_processor(name: str) -> Callable:
+    def made(folder: Path):
+        cls = type(name, (Blind, getattr(transformers, name)), {})
+        tokens = AutoTokenizer.from_pretrained(folder)
+        heard = WhisperFeatureExtractor.from_pretrained(folder)
+        return cls(feature_extractor=heard, tokenizer=tokens, chat_template=tokens.chat_template)
+
+    return made
+
+
+TINY = {
+    "qwen2_audio": Tiny(toy.base, 16.0),
+    "qwen2_5_omni": Tiny(qwen2_5_omni, 8.0, omni_processor("Qwen2_5OmniProcessor")),
+}
+"""By family; the conformance suite runs over all of them."""

@@ -6,6 +6,7 @@ Stock PEFT layout, so that `PeftModel.from_pretrained(stock_model, folder)` give
 
 import json
 import math
+import re
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Parts:
     encoder: str
     """Stands in the path of every module of the audio encoder."""
     projector: str
-    """Stands in the path of every module between encoder and language model."""
+    """Stands in the path of every module between encoder and language model: a regular expression. May lie in the
+    encoder, and is then not counted as encoder."""
     lm: str
     """Stands in the path of every layer of the language model that may get adapters."""
     lm_targets: tuple[str, ...]
@@ -40,7 +42,15 @@ class Parts:
 
     def of(self, name: str) -> str:
         """`encoder`, `projector` or `lm`, from a parameter's name."""
-        return "encoder" if self.encoder in name else "projector" if self.projector in name else "lm"
+        name = name.replace(".modules_to_save.default", "")
+        return "projector" if re.search(self.projector, name) else "encoder" if self.encoder in name else "lm"
+
+    def whole(self, model: nn.Module, encoder: bool, projector: bool) -> list[str]:
+        """Ends of the paths of the modules that are encoder or projector, the outermost alone."""
+        patterns = [p for p, on in ((self.encoder, encoder), (self.projector, projector)) if on]
+        found = (re.fullmatch(rf"(?:.*\.)?({'|'.join(patterns)})", name) for name, _ in model.named_modules())
+        names = list(dict.fromkeys(match[1] for match in found if match)) if patterns else []
+        return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
 
 
 def attach(
@@ -64,6 +74,9 @@ def attach(
             warnings.simplefilter("ignore", FutureWarning)
             module = get_peft_model(model, _config(model, tuning, parts))  # type: ignore[arg-type]
         module.peft_config["default"].base_model_name_or_path = name
+        if tuning.projector == "frozen":  # where it lies in an encoder that is saved whole
+            for key, parameter in module.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and parts.of(key) != "projector")
     else:
         module = model
         whole = {p for p in ("encoder", "projector") if getattr(tuning, p) == "full"}
@@ -95,7 +108,7 @@ def _config(model: nn.Module, tuning, parts: Parts) -> LoraConfig:
     pattern = rf".*{parts.lm}.*\.({'|'.join(targets)})"
     if tuning.encoder == "lora":
         pattern += rf"|.*{parts.encoder}.*\.({'|'.join(parts.encoder_targets)})"
-    saved = [m for m, how in ((parts.encoder, tuning.encoder), (parts.projector, tuning.projector)) if how == "full"]
+    saved = parts.whole(model, tuning.encoder == "full", tuning.projector == "full")
     return LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,  # type: ignore[arg-type]

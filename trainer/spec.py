@@ -244,7 +244,7 @@ class JobSpec(Spec):
     revision: str | None = None
     """Revision of a hub model; of an s3:// folder its listing (`listing:…`, as `attune explain` prints it), refused
     where the folder holds other files. Pinned when the job is resolved."""
-    family: Literal["auto", "qwen2_audio"] = "auto"
+    family: Literal["auto", "qwen2_audio", "qwen2_5_omni"] = "auto"
     """Model family; `auto` reads it from the base."""
     language: Language
     """Language of the target users."""

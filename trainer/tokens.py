@@ -13,7 +13,7 @@ import tokenizers
 
 from trainer import answers
 from trainer.bases import BaseError, locate_base, read_json
-from trainer.formats import FORMATS
+from trainer.formats import FORMATS, PART_OF
 from trainer.formats.prompt import AUDIO, Audio, AudioShape, Prompt
 from trainer.formats.qwen2_audio import PROMPT as QWEN2_AUDIO
 
@@ -189,7 +189,8 @@ def transcript(utterance) -> str:
 
 def family_of(folder: str | Path) -> str:
     """The family of a base folder: `model_type` of its config.json."""
-    family = read_json(Path(folder) / "config.json").get("model_type")
+    found = str(read_json(Path(folder) / "config.json").get("model_type"))
+    family = PART_OF.get(found, found)
     if family not in FORMATS:
-        raise BaseError(f"{folder}: model_type {family!r} is not supported; supported: {', '.join(FORMATS)}")
+        raise BaseError(f"{folder}: model_type {found!r} is not supported; supported: {', '.join(FORMATS)}")
     return family

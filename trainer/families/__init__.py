@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from trainer.families.family import Family
+from trainer.families.qwen2_5_omni import Qwen25Omni
 from trainer.families.qwen2_audio import Qwen2Audio
 from trainer.features import FeatureCache
 from trainer.fields import problem
@@ -13,7 +14,7 @@ from trainer.resolve import Resolved
 from trainer.spec import JobSpec
 from trainer.tokens import family_of, locate_base
 
-FAMILIES: dict[str, type[Family]] = {"qwen2_audio": Qwen2Audio}
+FAMILIES: dict[str, type[Family]] = {"qwen2_audio": Qwen2Audio, "qwen2_5_omni": Qwen25Omni}
 """Family classes by `model_type`; the same names as `trainer.formats.FORMATS`."""
 
 

@@ -12,7 +12,9 @@ from torch import nn
 from trainer.batch import Batch
 from trainer.families.attention import NAME, Layout
 
-COMMON = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+COMMON = (
+    "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen2_5OmniDecoderLayer", "Qwen3DecoderLayer",
+)  # fmt: skip
 """Layers of the form x + attention(norm(x)), x + mlp(norm(x)), with projections q, k, v, o."""
 
 

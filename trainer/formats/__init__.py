@@ -5,7 +5,9 @@ its language model: what may get adapters) and `STOPS` (tokens that end generati
 class that loads and runs it stands in `trainer/families/` under the same name.
 """
 
-from trainer.formats import qwen2_audio
+from trainer.formats import qwen2_5_omni, qwen2_audio
 
-FORMATS = {"qwen2_audio": qwen2_audio}
+FORMATS = {"qwen2_audio": qwen2_audio, "qwen2_5_omni": qwen2_5_omni}
 """Light modules by `model_type` of the base's config.json: the list of supported families."""
+PART_OF = {"qwen2_5_omni_thinker": "qwen2_5_omni"}
+"""Families whose hearing part may be a folder of its own, by that part's `model_type`."""

@@ -1,0 +1,62 @@
+"""Qwen2.5-Omni's thinker (arXiv 2503.20215): a Whisper-style encoder over chunks of 2 s, pooling by two, Qwen2.
+
+Talker and picture encoder are not loaded. An adapter has the stock PEFT layout of the thinker, so the whole model is
+put together again by `PeftModel.from_pretrained(omni.thinker, adapter_folder)`; what `method: full` writes goes into
+`omni.thinker` by `load_state_dict(…, strict=False)`. Tested.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from trainer.adapter import Parts
+from trainer.families.attention import Chunks
+from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
+from trainer.formats import qwen2_5_omni
+
+
+class Qwen25Omni(WhisperFamily):
+    """Its own encoder runs as it is, all recordings at once."""
+
+    parts = Parts(
+        encoder="audio_tower",
+        projector=r"audio_tower\.proj",
+        lm="language_model",
+        lm_targets=qwen2_5_omni.TARGETS,
+        encoder_targets=ENCODER_TARGETS,
+    )
+
+    @classmethod
+    def read(cls, folder: Path, **options) -> Any:
+        stock: Any = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, **options)
+        stock.model.visual = None
+        return stock
+
+    @property
+    def projector(self) -> Any:
+        return self.audio_tower.proj
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """The stock encoder up to its projector. It gets the frames that hold signal: behind a recording's last chunk
+        it sees zeros, not frames of silence."""
+        tower, shape = self.audio_tower, self.shape
+        frames = [shape.mel_frames(len(w)) for w in waves]
+        mels = [self.mel(w)[:, :n] for w, n in zip(waves, frames, strict=True)]
+        x = torch.from_numpy(np.concatenate(mels, 1)).to(self.device, tower.conv1.weight.dtype)
+        window = 2 * tower.n_window
+        steps = [(min(window, n - start) - 1) // 2 + 1 for n in frames for start in range(0, n, window)]
+        states: list[torch.Tensor] = []
+        hook = tower.ln_post.register_forward_hook(lambda module, inputs, output: states.append(output))
+        try:
+            with self.autocast():
+                tower(
+                    x, feature_lens=torch.tensor(frames, device=self.device), layout=Chunks(steps, self.device),
+                    cu_seqlens=torch.tensor([0, sum(steps)], device=self.device),
+                )  # fmt: skip
+        finally:
+            hook.remove()
+        return list(states[0].split([shape.audio_tokens(len(w)) for w in waves]))

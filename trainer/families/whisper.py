@@ -1,0 +1,64 @@
+"""What families with Whisper's front end share: mel frames, and a Whisper-style encoder over as many as are asked for.
+
+The encoder's stock forward takes 30 s of frames and nothing else; here it sees the frames that decide its output,
+equal in value, tested.
+"""
+
+from abc import ABC
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from trainer.families.family import Family
+from trainer.features import Mel
+from trainer.formats.prompt import WhisperShape
+
+ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Linear layers of a Whisper encoder's block."""
+
+
+class WhisperFamily(Family, ABC):
+    """Through the stock classes of transformers."""
+
+    def prepare(self) -> None:
+        assert isinstance(self.tokens.shape, WhisperShape)
+        self.shape = self.tokens.shape
+        self.mel = Mel(self.folder, self.shape)
+
+    def recipe(self) -> str:
+        return self.mel.recipe()
+
+    def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.projector(torch.cat(list(states)).to(next(self.projector.parameters()).dtype))
+
+    def blocks(self, mels: Sequence[np.ndarray], steps: Sequence[int]) -> torch.Tensor:
+        """The encoder's convolutions and blocks: mel frames (bins, frames) per recording → (recordings, most steps,
+        width). A recording's first `steps` (two frames each) see each other and nothing behind them; a recording alone,
+        or among others of its length, needs no mask."""
+        tower, most = self.audio_tower, max(steps)
+        padded = np.zeros((len(mels), mels[0].shape[0], max(m.shape[1] for m in mels)), np.float32)
+        for row, frames in zip(padded, mels, strict=True):
+            row[:, : frames.shape[1]] = frames
+        x = torch.from_numpy(padded).to(self.device, tower.conv1.weight.dtype)
+        h = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).permute(0, 2, 1)[:, :most]
+        h = h + tower.embed_positions.weight[:most].to(h.dtype)
+        mask = None
+        if min(steps) < most:
+            seen = torch.arange(most, device=h.device) < torch.tensor(steps, device=h.device)[:, None]
+            mask = seen[:, None, None, :].expand(-1, 1, most, -1)
+        for layer in tower.layers:
+            h = layer(h, mask)
+            h = h[0] if isinstance(h, tuple) else h  # a tuple in earlier transformers 5
+        return h
+
+    def trimmed(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """States of an encoder that masks what is behind the signal, pools by two and norms: (vectors, width) per
+        recording."""
+        tower = self.audio_tower
+        steps = [(self.shape.mel_frames(len(w)) - 1) // 2 + 1 for w in waves]
+        with self.autocast():
+            h = self.blocks([self.mel(w) for w in waves], steps)
+            h = tower.layer_norm(tower.avg_pooler(h.permute(0, 2, 1)).permute(0, 2, 1))
+        return [states[: n // 2] for states, n in zip(h, steps, strict=True)]
