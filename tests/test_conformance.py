@@ -105,6 +105,8 @@ def test_all_supported_families_are_here():
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_prompt_is_the_processors_chat_template(family, base, processor, order):
     """Both orders of the user's content; the transcript in the place of the recording."""
+    if order not in TINY[family].orders:
+        pytest.skip("the published template knows one order")
     piece, text = {"type": "audio", "audio": "x.wav"}, {"type": "text", "text": ASK}
     content = [piece, text] if order == "audio_first" else [{"type": "text", "text": ASK + "\n"}, piece]
     want = TINY[family].template(processor, [{"role": "user", "content": content}])

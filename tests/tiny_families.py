@@ -27,7 +27,9 @@ class Tiny:
     build: Callable[[Path], Path]
     """Writes the base's folder, weights of every matrix drawn wide enough that all parts matter."""
     window_s: float
-    """Longest recording that the tiny base takes, in seconds."""
+    """Longest recording that the suite tries, in seconds: the family's longest, or some windows."""
+    orders: tuple[str, ...] = ("audio_first", "instruction_first")
+    """Orders of recording and instruction that the family's own template can write."""
     processor: Callable = AutoProcessor.from_pretrained
     """Folder → the stock processor."""
     ask: Callable = with_processor
@@ -140,8 +142,86 @@ def omni_processor(name: str) -> Callable:
     return made
 
 
+VOXTRAL_SPECIAL = {
+    "bos": "<s>", "eos": "</s>", "inst": "[INST]", "end_inst": "[/INST]", "audio_token": "[AUDIO]",
+    "begin_audio": "[BEGIN_AUDIO]",
+}  # fmt: skip
+VOXTRAL_TEMPLATE = (
+    "<s>{% for message in messages %}[INST]{% for content in message['content'] %}"
+    "{% if content['type'] == 'audio' %}[BEGIN_AUDIO][AUDIO]{% else %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}[/INST]{% endfor %}"
+)
+"""The text of mistral-common's user turn, which is written in Python and needs a package that is not here."""
+
+
+def voxtral(folder: Path) -> Path:
+    tokens = tokenizer(folder, VOXTRAL_TEMPLATE, VOXTRAL_SPECIAL, end="</s>")
+    mel(chunk_length=2, hop_length=250).save_pretrained(folder)
+    config = transformers.VoxtralConfig(
+        audio_config={
+            "num_mel_bins": 16, "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_source_positions": 64,
+        },
+        text_config={**LANGUAGE_MODEL, "model_type": "llama", "head_dim": 8, "vocab_size": len(tokens),
+                     "eos_token_id": tokens.eos_token_id},
+        audio_token_id=tokens.audio_token_id,
+    )  # fmt: skip
+    return written(transformers.VoxtralForConditionalGeneration(config), folder)
+
+
+def voxtral_processor(folder: Path):
+    tokens = AutoTokenizer.from_pretrained(folder)
+    return transformers.VoxtralProcessor(WhisperFeatureExtractor.from_pretrained(folder), tokens)
+
+
+def ask_voxtral(processor, prompt: str, wave):
+    """What `VoxtralProcessor.apply_chat_template` does after mistral-common: its own way of cutting audio."""
+    settings = {**processor.audio_kwargs, "pad_to_multiple_of": 32000, "max_source_positions": 128}
+    features = processor._retrieve_input_features([wave], **settings)
+    text = prompt.replace("[AUDIO]", "[AUDIO]" * (16 * len(features)))
+    inputs = processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    return {**inputs, "input_features": features}
+
+
+def template_of_tokenizer(processor, messages) -> str:
+    return processor.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def ask_unpadded(processor, prompt: str, wave):
+    """Where `padding` would also reach the audio, whose own default is the family's window."""
+    return processor(text=[prompt], audio=[wave], sampling_rate=16000, return_tensors="pt")
+
+
+FLAMINGO_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set heard = namespace(found=False, text='') %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'audio' %}{% set heard.found = True %}"
+    "{% else %}{% set heard.text = heard.text + c['text'] %}{% endif %}{% endfor %}"
+    "{% if heard.found %}<sound>{% endif %}{{ heard.text }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""What the published template says of text and audio."""
+
+
+def audioflamingo3(folder: Path) -> Path:
+    tokens = tokenizer(folder, FLAMINGO_TEMPLATE, {"audio_token": "<sound>"})
+    heard = mel(chunk_length=2)
+    transformers.AudioFlamingo3Processor(heard, tokens, FLAMINGO_TEMPLATE).save_pretrained(folder)
+    config = transformers.AudioFlamingo3Config(
+        audio_config={
+            "num_mel_bins": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_source_positions": 50,
+        },
+        text_config={**LANGUAGE_MODEL, "model_type": "qwen2", "vocab_size": len(tokens)},
+        audio_token_id=tokens.audio_token_id,
+    )  # fmt: skip
+    return written(transformers.AudioFlamingo3ForConditionalGeneration(config), folder)
+
+
 TINY = {
     "qwen2_audio": Tiny(toy.base, 16.0),
-    "qwen2_5_omni": Tiny(qwen2_5_omni, 8.0, omni_processor("Qwen2_5OmniProcessor")),
+    "qwen2_5_omni": Tiny(qwen2_5_omni, 8.0, processor=omni_processor("Qwen2_5OmniProcessor")),
+    "voxtral": Tiny(voxtral, 5.5, processor=voxtral_processor, ask=ask_voxtral, template=template_of_tokenizer),
+    "audioflamingo3": Tiny(audioflamingo3, 5.5, orders=("audio_first",), ask=ask_unpadded),
 }
 """By family; the conformance suite runs over all of them."""

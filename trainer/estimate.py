@@ -74,7 +74,8 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
     batch, notes = resolved.spec.global_batch, []
     tokens: Tokens | None = None
     try:
-        tokens = Tokens(locate_base(resolved.spec.base, resolved.spec.revision, weights=False))
+        folder = locate_base(resolved.spec.base, resolved.spec.revision, weights=False)
+        tokens = Tokens(folder, resolved.spec.encoder_window)
     except BaseError as error:
         notes.append(f"tokens, time and memory unknown: {error}")
     sources = {}

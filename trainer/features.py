@@ -54,10 +54,17 @@ class Mel:
         window."""
         return self._log_mel(wave, self.shape.mel_frames(len(wave)) + RIGHT_FRAMES)
 
+    def filled(self, wave: np.ndarray) -> np.ndarray:
+        """(bins, frames) of the wave filled up with zeros as the family does (`WhisperShape.padded`): what is behind
+        the last frame that touches the signal is one value, so it is not computed."""
+        made = self._log_mel(wave, self.shape.mel_frames(len(wave)) + RIGHT_FRAMES + 1)
+        missing = self.shape.padded(len(wave)) // self.shape.hop_length - made.shape[1]
+        return np.pad(made, ((0, 0), (0, missing)), mode="edge")
+
     @torch.inference_mode()
     def _log_mel(self, wave: np.ndarray, frames: int) -> np.ndarray:
         """(bins, frames) float32: the first frames of the wave in its window."""
-        kept = min(frames, self.shape.window_samples // self.shape.hop_length)
+        kept = min(frames, self.shape.padded(len(wave)) // self.shape.hop_length)
         spectrum = torch.fft.rfft(self._cut(wave, max(kept, FEWEST_FRAMES)) * self._window)
         # |x|² by way of the root, as the stock extractor takes it: re² + im² has other bits. Contiguous is faster.
         power = torch.hypot(spectrum.real.contiguous(), spectrum.imag.contiguous()).square_()
@@ -69,7 +76,7 @@ class Mel:
     def _cut(self, wave: np.ndarray, count: int) -> torch.Tensor:
         """(count, n_fft) samples of the first frames of the wave in its window of zeros, mirrored at the window's
         ends."""
-        hop, window, size = self.shape.hop_length, self.shape.window_samples, self.extractor.n_fft
+        hop, window, size = self.shape.hop_length, self.shape.padded(len(wave)), self.extractor.n_fft
         edge = size // 2
         padded = np.zeros((count - 1) * hop + size, np.float32)
         within = wave[: min(window, len(padded) - edge)]

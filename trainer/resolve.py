@@ -15,7 +15,7 @@ from trainer.metrics import METRICS, default_metrics
 from trainer.spec import JobSpec, Task
 from trainer.stage import Stage, cumulative
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, Untuned
-from trainer.tokens import DataError
+from trainer.tokens import DataError, check_window, family_of
 
 MOST_PRESENTATIONS = 100_000_000
 """Of a job: its plan is arrays of that length."""
@@ -100,6 +100,8 @@ class Resolved(Spec):
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
         doc["spec"]["evaluate"]["on"] = None
         del doc["spec"]["evaluate"]["dev"], doc["spec"]["evaluate"]["guards"]
+        if doc["spec"]["encoder_window"] == "family":
+            del doc["spec"]["encoder_window"]  # as every job before there was a choice
         said = ("recipe", "steps", "epochs", "optimizer") if self.stages else ("steps", "epochs", "optimizer")
         for key in said:
             del doc["spec"][key]  # the stages say it, where there are any
@@ -157,6 +159,8 @@ def refuse_unbuilt(spec: JobSpec) -> None:
         problems.append(Problem("evaluate.metric", None, message))
     if isinstance(spec.recipe, Baseline):
         problems += _meant_for_training(spec)
+    if spec.family != "auto":
+        check_window(spec.family, spec.encoder_window)
     problems += _unknown_targets(spec)
     if problems:
         raise SpecError(problems)
@@ -245,6 +249,8 @@ def budget_of(spec: JobSpec) -> Budget:
 def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     """The resolved job. Pure in (spec, corpus, files of a local base); SpecError where they do not fit."""
     refuse_unbuilt(spec)
+    if Path(spec.base).is_dir() and spec.encoder_window != "family":
+        check_window(family_of(spec.base), spec.encoder_window)
     stages = spec.recipe.stages(corpus.counts(), budget_of(spec))
     _refuse_idle(stages, spec)
     _refuse_endless(stages, spec)

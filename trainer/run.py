@@ -188,9 +188,9 @@ class _Job:
                 lent = load_base(self.resolved, self.device, cache)
             else:
                 check_family(spec, lent.folder)
-                if cache is not None:
-                    lent.cache = cache
+                lent.cache = lent.cache if cache is None else cache
             check_loaded(lent, spec, self.resolved.base_revision, self.precision)
+            lent.hear(spec.encoder_window)
         self.recordings = Recordings(lent.tokens.shape.sampling_rate, trim_silence=spec.data.trim_silence == "on")
         if isinstance(spec.recipe, Baseline):
             return lent

@@ -244,8 +244,12 @@ class JobSpec(Spec):
     revision: str | None = None
     """Revision of a hub model; of an s3:// folder its listing (`listing:…`, as `attune explain` prints it), refused
     where the folder holds other files. Pinned when the job is resolved."""
-    family: Literal["auto", "qwen2_audio", "qwen2_5_omni"] = "auto"
+    family: Literal["auto", "qwen2_audio", "qwen2_5_omni", "voxtral", "audioflamingo3"] = "auto"
     """Model family; `auto` reads it from the base."""
+    encoder_window: Literal["family", "trimmed"] = "family"
+    """What the encoder gets of a short recording. `family`: as published, made faster only where that changes no
+    value. `trimmed`: nothing behind the signal, for families that otherwise hear silence up to their window (Voxtral:
+    30 s); fewer tokens, another result, refused by families to which it means nothing."""
     language: Language
     """Language of the target users."""
     source: SourceLanguage | None = None

@@ -13,6 +13,7 @@ import tokenizers
 
 from trainer import answers
 from trainer.bases import BaseError, locate_base, read_json
+from trainer.fields import problem
 from trainer.formats import FORMATS, PART_OF
 from trainer.formats.prompt import AUDIO, Audio, AudioShape, Prompt
 from trainer.formats.qwen2_audio import PROMPT as QWEN2_AUDIO
@@ -54,11 +55,21 @@ def render(
     return prompt.before + user + prompt.after
 
 
+SAVED = "AutoTokenizer.from_pretrained('.').save_pretrained('.') of transformers"
+TEKKEN = "transformers.integrations.mistral.convert_tekken_tokenizer('tekken.json').save_pretrained('.')"
+
+
 class Tokenizer:
     """`tokenizer.json` of a base, without transformers: text to ids and back."""
 
     def __init__(self, folder: str | Path):
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        path = Path(folder) / "tokenizer.json"
+        if not path.exists():
+            remedy = TEKKEN if (path.parent / "tekken.json").exists() else SAVED
+            raise BaseError(
+                f"{folder}: no tokenizer.json, from which Attune makes tokens; make it once, there: {remedy}"
+            )
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         self.special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         self.control = re.compile("|".join(re.escape(t) for t in self.special) or "(?!)")
         self._cached = functools.lru_cache(maxsize=200_000)(self._ids)
@@ -83,20 +94,24 @@ class Tokenizer:
 
 
 class Tokens:
-    """Everything about a base folder that can be known without its weights.
+    """Everything about a base folder that can be known without its weights, under the job's `encoder_window`.
 
-    Attributes: `family`, `prompt`, `tokenizer`, `shape`, `max_positions` (tokens), `end`, `audio_id`
+    Attributes: `family`, `window`, `prompt`, `tokenizer`, `shape`, `max_positions` (tokens), `end`, `audio_id`
     (token ids), `stops` (ids that end generation).
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, window: str = "family"):
         folder = Path(folder)
         config = read_json(folder / "config.json")
         self.family = family_of(folder)
         known = FORMATS[self.family]
         self.prompt = known.prompt(folder)
         self.tokenizer = Tokenizer(folder)
+        self.window = window
         self.shape: AudioShape = known.shape(folder)
+        if window == "trimmed":
+            check_window(self.family, window)
+            self.shape = known.trimmed(self.shape)
         self.max_positions = int(known.text_config(config).get("max_position_embeddings", 32768))
         self.end = self.tokenizer.id(self.prompt.end)
         self.audio_id = self.tokenizer.id(self.prompt.audio_token)
@@ -185,6 +200,14 @@ def transcript(utterance) -> str:
     if not utterance.text:
         raise DataError(f"utterance {utterance.id}: no transcript, so it has no text view")
     return utterance.text
+
+
+def check_window(family: str, window: str) -> None:
+    """SpecError where a family has no such `encoder_window`."""
+    if window == "trimmed" and not hasattr(FORMATS[family], "trimmed"):
+        can = ", ".join(name for name, known in FORMATS.items() if hasattr(known, "trimmed"))
+        message = f"{family} hears nothing behind the signal that could be left out (only {can}); leave it out"
+        raise problem("encoder_window", message, window)
 
 
 def family_of(folder: str | Path) -> str:

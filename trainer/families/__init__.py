@@ -5,16 +5,23 @@ from pathlib import Path
 
 import torch
 
+from trainer.families.audioflamingo3 import AudioFlamingo3
 from trainer.families.family import Family
 from trainer.families.qwen2_5_omni import Qwen25Omni
 from trainer.families.qwen2_audio import Qwen2Audio
+from trainer.families.voxtral import Voxtral
 from trainer.features import FeatureCache
 from trainer.fields import problem
 from trainer.resolve import Resolved
 from trainer.spec import JobSpec
 from trainer.tokens import family_of, locate_base
 
-FAMILIES: dict[str, type[Family]] = {"qwen2_audio": Qwen2Audio, "qwen2_5_omni": Qwen25Omni}
+FAMILIES: dict[str, type[Family]] = {
+    "qwen2_audio": Qwen2Audio,
+    "qwen2_5_omni": Qwen25Omni,
+    "voxtral": Voxtral,
+    "audioflamingo3": AudioFlamingo3,
+}
 """Family classes by `model_type`; the same names as `trainer.formats.FORMATS`."""
 
 

@@ -65,6 +65,16 @@ class Family(ABC):
         self.prepare()
         self._encoder_key = self._key_of_encoder()
 
+    def hear(self, window: str) -> None:
+        """Sets what the encoder gets of a recording (the job's `encoder_window`); SpecError where the family cannot.
+        Only on a bare base."""
+        if window == self.tokens.window:
+            return
+        assert not self.trained, "a trained state is attached already; detach it first"
+        self.tokens = Tokens(self.folder, window)
+        self.prepare()
+        self._encoder_key = self._key_of_encoder()
+
     @classmethod
     def load(
         cls,
@@ -95,7 +105,7 @@ class Family(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Makes what `encode` needs besides the weights (a feature extractor); called once."""
+        """Makes what `encode` needs besides the weights (a feature extractor); again where the window changes."""
 
     @abstractmethod
     def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -108,7 +118,7 @@ class Family(ABC):
         as many vectors per recording as `tokens.audio_tokens` says."""
 
     def recipe(self) -> str:
-        """What encoder states depend on besides weights and wave: the feature extractor's settings."""
+        """What encoder states depend on besides weights and wave: the feature extractor's settings, the window."""
         return ""
 
     @property

@@ -57,6 +57,10 @@ class WhisperShape(AudioShape):
         """Mel frames that hold signal."""
         return -(-num_samples // self.hop_length)
 
+    def padded(self, num_samples: int) -> int:
+        """Samples up to which the family's extractor fills a recording with zeros."""
+        return self.window_samples
+
 
 def feature_extractor(folder: Path) -> dict:
     """Settings of a base's feature extractor, from processor_config.json (transformers 5) or preprocessor_config.json

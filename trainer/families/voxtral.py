@@ -1,0 +1,48 @@
+"""Voxtral (arXiv 2507.13264): a Whisper encoder over windows of 30 s, four steps to a vector, a projector, Llama."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import VoxtralForConditionalGeneration
+
+from trainer.adapter import Parts
+from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
+from trainer.formats import voxtral
+
+
+class Voxtral(WhisperFamily):
+    """Whole windows, as published, unless the job says `encoder_window: trimmed`: then a recording's last window ends
+    with the vector in which its signal ends."""
+
+    parts = Parts(
+        encoder="audio_tower",
+        projector="multi_modal_projector",
+        lm="language_model",
+        lm_targets=voxtral.TARGETS,
+        encoder_targets=ENCODER_TARGETS,
+    )
+
+    @classmethod
+    def read(cls, folder: Path, **options) -> Any:
+        return VoxtralForConditionalGeneration.from_pretrained(folder, **options)
+
+    def recipe(self) -> str:
+        return f"{self.mel.recipe()} {self.shape}"
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Steps of a vector side by side: (vectors, 4 · width)."""
+        assert isinstance(self.shape, voxtral.Shape)
+        chunks = [self.shape.chunks(len(w)) for w in waves]
+        mels = []
+        for wave, frames in zip(waves, chunks, strict=True):
+            whole = self.mel.filled(wave)
+            mels += [whole[:, n * self.shape.chunk_frames :][:, :length] for n, length in enumerate(frames)]
+        steps = [m.shape[1] // 2 for m in mels]
+        with self.autocast():
+            h = self.audio_tower.layer_norm(self.blocks(mels, steps))
+        side = self.shape.vector_frames // 2
+        rows = [states[:n].reshape(n // side, -1) for states, n in zip(h, steps, strict=True)]
+        return list(torch.cat(rows).split([sum(frames) // self.shape.vector_frames for frames in chunks]))
