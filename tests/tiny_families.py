@@ -125,6 +125,57 @@ def qwen2_5_omni(folder: Path) -> Path:
     return written(transformers.Qwen2_5OmniForConditionalGeneration(config), folder)
 
 
+OMNI3_SPECIAL = {
+    "image_token": "<|image_pad|>", "audio_token": "<|audio_pad|>", "video_token": "<|video_pad|>",
+    "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
+    "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>",
+}  # fmt: skip
+OMNI3_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for content in message['content'] %}"
+    "{% if content['type'] == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""What the published template says of text and audio."""
+
+
+def omni3_config(tokens) -> dict:
+    """A thinker's config with attention windows of 2 s and four experts, and hardly any sight."""
+    return {
+        "audio_config": {
+            "num_mel_bins": 16, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 24, "n_window": 50, "n_window_infer": 100, "output_dim": 32,
+            "max_source_positions": 200, "downsample_hidden_size": 4,
+        },
+        "vision_config": {
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+            "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        },
+        "text_config": {
+            **LANGUAGE_MODEL, "vocab_size": len(tokens), "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16, "mlp_only_layers": [],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+        },
+        "audio_token_id": tokens.audio_token_id, "image_token_id": tokens.image_token_id,
+        "video_token_id": tokens.video_token_id, "audio_start_token_id": tokens.audio_bos_token_id,
+        "vision_start_token_id": tokens.vision_bos_token_id,
+    }  # fmt: skip
+
+
+def qwen3_omni_moe_thinker(folder: Path) -> Path:
+    tokens = tokenizer(folder, OMNI3_TEMPLATE, OMNI3_SPECIAL)
+    mel().save_pretrained(folder)
+    config = transformers.Qwen3OmniMoeThinkerConfig(**omni3_config(tokens))
+    return written(transformers.Qwen3OmniMoeThinkerForConditionalGeneration(config), folder)
+
+
+def qwen3_omni_moe(folder: Path) -> Path:
+    tokens = tokenizer(folder, OMNI3_TEMPLATE, OMNI3_SPECIAL)
+    mel().save_pretrained(folder)
+    config = transformers.Qwen3OmniMoeConfig(thinker_config=omni3_config(tokens), enable_audio_output=False)
+    return written(transformers.Qwen3OmniMoeForConditionalGeneration(config), folder)
+
+
 class Blind:
     """A processor without its image and video parts, which nothing here calls (they need torchvision)."""
 
@@ -221,6 +272,7 @@ def audioflamingo3(folder: Path) -> Path:
 TINY = {
     "qwen2_audio": Tiny(toy.base, 16.0),
     "qwen2_5_omni": Tiny(qwen2_5_omni, 8.0, processor=omni_processor("Qwen2_5OmniProcessor")),
+    "qwen3_omni_moe": Tiny(qwen3_omni_moe, 5.5, processor=omni_processor("Qwen3OmniMoeProcessor")),
     "voxtral": Tiny(voxtral, 5.5, processor=voxtral_processor, ask=ask_voxtral, template=template_of_tokenizer),
     "audioflamingo3": Tiny(audioflamingo3, 5.5, orders=("audio_first",), ask=ask_unpadded),
 }

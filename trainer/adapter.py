@@ -39,6 +39,9 @@ class Parts:
     """What `targets: auto` stands for: all linear layers of a block of the language model."""
     encoder_targets: tuple[str, ...]
     """Linear layers of an encoder block that get adapters under `encoder: lora`."""
+    listed: bool = False
+    """Targets are given to PEFT layer by layer instead of as a pattern: of a class with fused experts it would read a
+    pattern as bare names, and hit the encoder."""
 
     def of(self, name: str) -> str:
         """`encoder`, `projector` or `lm`, from a parameter's name."""
@@ -109,13 +112,14 @@ def _config(model: nn.Module, tuning, parts: Parts) -> LoraConfig:
     if tuning.encoder == "lora":
         pattern += rf"|.*{parts.encoder}.*\.({'|'.join(parts.encoder_targets)})"
     saved = parts.whole(model, tuning.encoder == "full", tuning.projector == "full")
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)]
     return LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,  # type: ignore[arg-type]
         lora_dropout=tuning.dropout,
         use_rslora=tuning.rslora,
         use_dora=tuning.dora,
-        target_modules=pattern,
+        target_modules=found if parts.listed else pattern,
         modules_to_save=saved or None,
         task_type="CAUSAL_LM",
     )

@@ -9,6 +9,7 @@ from trainer.families.audioflamingo3 import AudioFlamingo3
 from trainer.families.family import Family
 from trainer.families.qwen2_5_omni import Qwen25Omni
 from trainer.families.qwen2_audio import Qwen2Audio
+from trainer.families.qwen3_omni_moe import Qwen3Omni
 from trainer.families.voxtral import Voxtral
 from trainer.features import FeatureCache
 from trainer.fields import problem
@@ -19,6 +20,7 @@ from trainer.tokens import family_of, locate_base
 FAMILIES: dict[str, type[Family]] = {
     "qwen2_audio": Qwen2Audio,
     "qwen2_5_omni": Qwen25Omni,
+    "qwen3_omni_moe": Qwen3Omni,
     "voxtral": Voxtral,
     "audioflamingo3": AudioFlamingo3,
 }

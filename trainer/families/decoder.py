@@ -14,6 +14,7 @@ from trainer.families.attention import NAME, Layout
 
 COMMON = (
     "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen2_5OmniDecoderLayer", "Qwen3DecoderLayer",
+    "Qwen3OmniMoeThinkerTextDecoderLayer",
 )  # fmt: skip
 """Layers of the form x + attention(norm(x)), x + mlp(norm(x)), with projections q, k, v, o."""
 
