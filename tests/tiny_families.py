@@ -3,11 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 import toy
 import transformers
 from transformers import AutoProcessor, AutoTokenizer, WhisperFeatureExtractor
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+from transformers.models.granite_speech import feature_extraction_granite_speech as granite
+
+from trainer.formats.prompt import feature_extractor
 
 
 def with_processor(processor, prompt: str, wave):
@@ -269,11 +275,97 @@ def audioflamingo3(folder: Path) -> Path:
     return written(transformers.AudioFlamingo3ForConditionalGeneration(config), folder)
 
 
+GRANITE_TEMPLATE = (
+    "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}<|end_of_text|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+)
+"""What the published template says where the chat begins with a system turn, as the model card's does."""
+GRANITE_SYSTEM = (
+    "Knowledge Cutoff Date: April 2024.\nToday's Date: April 9, 2025.\n"
+    "You are Granite, developed by IBM. You are a helpful AI assistant"
+)
+GRANITE_SPECIAL = {
+    "audio_token": "<|audio|>", "start": "<|start_of_role|>", "stop": "<|end_of_role|>", "eos": "<|end_of_text|>",
+}  # fmt: skip
+
+
+def granite_template(processor, messages) -> str:
+    """Contents of this family are text with the placeholder in it."""
+    said = "".join("<|audio|>" if c["type"] == "audio" else c["text"] for c in messages[0]["content"])
+    turns = [{"role": "system", "content": GRANITE_SYSTEM}, {"role": "user", "content": said}]
+    return processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
+
+class MelSpectrogram:
+    """Stands in for torchaudio's, which the stock extractor wants: numpy's transform and transformers' filters."""
+
+    def __init__(self, sample_rate, n_fft, win_length, hop_length, n_mels):
+        filters = mel_filter_bank(n_fft // 2 + 1, n_mels, 0.0, sample_rate / 2, sample_rate, mel_scale="htk")
+        self.options = {
+            "window": window_function(win_length, "hann"), "frame_length": win_length, "hop_length": hop_length,
+            "fft_length": n_fft, "power": 2.0, "mel_filters": filters, "mel_floor": 0.0,
+        }  # fmt: skip
+        self.n_fft, self.win = n_fft, win_length
+
+    def to(self, device):
+        return self
+
+    def __call__(self, audio):
+        # torch centres the window in the transform, numpy's helper puts it first: shift by half the difference.
+        margin = (self.n_fft - self.win) // 2
+        padded = np.pad(audio.numpy(), ((0, 0), (self.n_fft // 2, self.n_fft // 2)), mode="reflect")[:, margin:]
+        frames = 1 + audio.shape[1] // self.options["hop_length"]
+        made = [spectrogram(row, center=False, **self.options)[:, :frames] for row in padded]
+        return torch.from_numpy(np.stack(made)).float()
+
+
+def granite_extractor(**settings):
+    granite.torchaudio = SimpleNamespace(transforms=SimpleNamespace(MelSpectrogram=MelSpectrogram))
+    granite.requires_backends = lambda *_: None
+    return granite.GraniteSpeechFeatureExtractor(**settings)
+
+
+def granite_speech(folder: Path) -> Path:
+    tokens = tokenizer(folder, GRANITE_TEMPLATE, GRANITE_SPECIAL, end="<|end_of_text|>")
+    granite_extractor(n_mels=16, hop_length=320).save_pretrained(folder)
+    config = transformers.GraniteSpeechConfig(
+        encoder_config={
+            "input_dim": 32, "num_layers": 2, "hidden_dim": 16, "num_heads": 2, "context_size": 20, "max_pos_emb": 32,
+            "output_dim": 6, "conv_kernel_size": 5,
+        },
+        projector_config={
+            "model_type": "blip_2_qformer", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 24, "encoder_hidden_size": 16, "cross_attention_frequency": 1,
+        },
+        text_config={
+            **LANGUAGE_MODEL, "model_type": "granite", "vocab_size": len(tokens), "eos_token_id": tokens.eos_token_id,
+            "embedding_multiplier": 2.0, "residual_multiplier": 0.7, "attention_multiplier": 0.3, "logits_scaling": 1.0,
+        },
+        audio_token_index=tokens.audio_token_id, has_lora_adapter=False,
+    )  # fmt: skip
+    return written(transformers.GraniteSpeechForConditionalGeneration(config), folder)
+
+
+def granite_processor(folder: Path):
+    settings = feature_extractor(folder)
+    kept = ("n_mels", "hop_length", "n_fft", "win_length", "projector_window_size", "projector_downsample_rate")
+    heard = granite_extractor(**{k: settings[k] for k in kept})
+    tokens = AutoTokenizer.from_pretrained(folder)
+    return transformers.GraniteSpeechProcessor(heard, tokens, chat_template=tokens.chat_template)
+
+
+def ask_granite(processor, prompt: str, wave):
+    return processor(text=[prompt], audio=[wave], return_tensors="pt")
+
+
 TINY = {
     "qwen2_audio": Tiny(toy.base, 16.0),
     "qwen2_5_omni": Tiny(qwen2_5_omni, 8.0, processor=omni_processor("Qwen2_5OmniProcessor")),
     "qwen3_omni_moe": Tiny(qwen3_omni_moe, 5.5, processor=omni_processor("Qwen3OmniMoeProcessor")),
     "voxtral": Tiny(voxtral, 5.5, processor=voxtral_processor, ask=ask_voxtral, template=template_of_tokenizer),
     "audioflamingo3": Tiny(audioflamingo3, 5.5, orders=("audio_first",), ask=ask_unpadded),
+    "granite_speech": Tiny(
+        granite_speech, 5.5, processor=granite_processor, ask=ask_granite, template=granite_template
+    ),
 }
 """By family; the conformance suite runs over all of them."""

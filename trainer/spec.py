@@ -244,7 +244,9 @@ class JobSpec(Spec):
     revision: str | None = None
     """Revision of a hub model; of an s3:// folder its listing (`listing:…`, as `attune explain` prints it), refused
     where the folder holds other files. Pinned when the job is resolved."""
-    family: Literal["auto", "qwen2_audio", "qwen2_5_omni", "qwen3_omni_moe", "voxtral", "audioflamingo3"] = "auto"
+    family: Literal[
+        "auto", "qwen2_audio", "qwen2_5_omni", "qwen3_omni_moe", "voxtral", "audioflamingo3", "granite_speech"
+    ] = "auto"  # fmt: skip
     """Model family; `auto` reads it from the base."""
     encoder_window: Literal["family", "trimmed"] = "family"
     """What the encoder gets of a short recording. `family`: as published, made faster only where that changes no

@@ -251,12 +251,13 @@ class Family(ABC):
     def embed(self, ids: torch.Tensor, waves: Sequence[np.ndarray]) -> torch.Tensor:
         """Inputs of the language model: ids (batch, time) with the audio vectors of `waves` (row by row, in
         order) in the place of the placeholders → (batch, time, width)."""
-        inputs = self.stock.get_input_embeddings()(ids)
+        places = ids == self.tokens.audio_id
+        # A placeholder has no embedding of its own where the language model did not know the token.
+        inputs = self.stock.get_input_embeddings()(ids.masked_fill(places, self.tokens.end))
         if not waves:
             return inputs
         with self.autocast():
             vectors = self.project(self.audio_states(waves))
-        places = ids == self.tokens.audio_id
         assert int(places.sum()) == len(vectors), "placeholders and audio vectors differ in number"
         return inputs.masked_scatter(places[..., None], vectors.to(inputs.dtype))
 

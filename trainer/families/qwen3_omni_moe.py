@@ -67,10 +67,10 @@ class Qwen3Omni(WhisperFamily):
         tower, shape = self.audio_tower, self.shape
         assert isinstance(shape, qwen3_omni_moe.Shape)
         frames = self.mel.extractor(
-            wave, sampling_rate=shape.sampling_rate, padding=True, truncation=False, return_tensors="np"
+            wave, sampling_rate=shape.sampling_rate, padding="longest", truncation=False, return_tensors="np"
         )["input_features"][0]
         chunks = torch.from_numpy(frames.T).to(self.device, tower.conv2d1.weight.dtype).split(shape.chunk_frames)
-        h = pad_sequence(chunks, batch_first=True).transpose(1, 2)[:, None]
+        h = pad_sequence(list(chunks), batch_first=True).transpose(1, 2)[:, None]
         for convolution in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
             h = F.gelu(convolution(h))
         h = tower.conv_out(h.permute(0, 3, 1, 2).flatten(2))

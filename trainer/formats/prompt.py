@@ -68,7 +68,8 @@ def feature_extractor(folder: Path) -> dict:
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).exists():
             config = read_json(folder / name)
-            config = config.get("feature_extractor", config)
+            config = config.get("feature_extractor") or config.get("audio_processor") or config
+            config = {**config, **config.get("melspec_kwargs", {})}
             if "hop_length" in config:
                 return config
     raise BaseError(f"{folder}: no processor_config.json or preprocessor_config.json with a feature extractor")
