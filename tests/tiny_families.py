@@ -358,12 +358,51 @@ def ask_granite(processor, prompt: str, wave):
     return processor(text=[prompt], audio=[wave], return_tensors="pt")
 
 
+PHI_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% for c in m['content'] %}"
+    "{% if c['type'] == 'audio' %}<|endoftext11|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""What the published template says of text and audio."""
+PHI_SPECIAL = {
+    "image_token": "<|endoftext10|>", "audio_token": "<|endoftext11|>", "user": "<|user|>",
+    "assistant": "<|assistant|>", "eos": "<|end|>",
+}  # fmt: skip
+
+
+def phi4_multimodal(folder: Path) -> Path:
+    tokens = tokenizer(folder, PHI_TEMPLATE, PHI_SPECIAL, end="<|end|>")
+    transformers.Phi4MultimodalFeatureExtractor(feature_size=16, hop_length=320).save_pretrained(folder)
+    config = transformers.Phi4MultimodalConfig(
+        **{**LANGUAGE_MODEL, "eos_token_id": tokens.eos_token_id},
+        vocab_size=len(tokens),
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 28, "crop_size": 28, "image_token_id": tokens.image_token_id,
+        },
+        audio_config={
+            "hidden_size": 16, "intermediate_size": 24, "num_blocks": 2, "num_attention_heads": 2, "input_size": 16,
+            "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "nemo_conv_channels": 8,
+            "bias_max_distance": 50, "audio_token_id": tokens.audio_token_id,
+        },
+    )  # fmt: skip
+    return written(transformers.Phi4MultimodalForCausalLM(config), folder)
+
+
+def phi_processor(folder: Path):
+    cls = type("Phi4MultimodalProcessor", (Blind, transformers.Phi4MultimodalProcessor), {})
+    tokens = AutoTokenizer.from_pretrained(folder)
+    heard = transformers.Phi4MultimodalFeatureExtractor.from_pretrained(folder)
+    return cls(None, heard, tokens, chat_template=tokens.chat_template)
+
+
 TINY = {
     "qwen2_audio": Tiny(toy.base, 16.0),
     "qwen2_5_omni": Tiny(qwen2_5_omni, 8.0, processor=omni_processor("Qwen2_5OmniProcessor")),
     "qwen3_omni_moe": Tiny(qwen3_omni_moe, 5.5, processor=omni_processor("Qwen3OmniMoeProcessor")),
     "voxtral": Tiny(voxtral, 5.5, processor=voxtral_processor, ask=ask_voxtral, template=template_of_tokenizer),
     "audioflamingo3": Tiny(audioflamingo3, 5.5, orders=("audio_first",), ask=ask_unpadded),
+    "phi4_multimodal": Tiny(phi4_multimodal, 5.5, processor=phi_processor, ask=ask_unpadded),
     "granite_speech": Tiny(
         granite_speech, 5.5, processor=granite_processor, ask=ask_granite, template=granite_template
     ),

@@ -245,7 +245,8 @@ class JobSpec(Spec):
     """Revision of a hub model; of an s3:// folder its listing (`listing:…`, as `attune explain` prints it), refused
     where the folder holds other files. Pinned when the job is resolved."""
     family: Literal[
-        "auto", "qwen2_audio", "qwen2_5_omni", "qwen3_omni_moe", "voxtral", "audioflamingo3", "granite_speech"
+        "auto", "qwen2_audio", "qwen2_5_omni", "qwen3_omni_moe", "voxtral", "audioflamingo3", "granite_speech",
+        "phi4_multimodal",
     ] = "auto"  # fmt: skip
     """Model family; `auto` reads it from the base."""
     encoder_window: Literal["family", "trimmed"] = "family"

@@ -8,6 +8,7 @@ import torch
 from trainer.families.audioflamingo3 import AudioFlamingo3
 from trainer.families.family import Family
 from trainer.families.granite_speech import GraniteSpeech
+from trainer.families.phi4_multimodal import Phi4Multimodal
 from trainer.families.qwen2_5_omni import Qwen25Omni
 from trainer.families.qwen2_audio import Qwen2Audio
 from trainer.families.qwen3_omni_moe import Qwen3Omni
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[Family]] = {
     "voxtral": Voxtral,
     "audioflamingo3": AudioFlamingo3,
     "granite_speech": GraniteSpeech,
+    "phi4_multimodal": Phi4Multimodal,
 }
 """Family classes by `model_type`; the same names as `trainer.formats.FORMATS`."""
 

@@ -5,7 +5,15 @@ its language model: what may get adapters) and `STOPS` (tokens that end generati
 class that loads and runs it stands in `trainer/families/` under the same name.
 """
 
-from trainer.formats import audioflamingo3, granite_speech, qwen2_5_omni, qwen2_audio, qwen3_omni_moe, voxtral
+from trainer.formats import (
+    audioflamingo3,
+    granite_speech,
+    phi4_multimodal,
+    qwen2_5_omni,
+    qwen2_audio,
+    qwen3_omni_moe,
+    voxtral,
+)
 
 FORMATS = {
     "qwen2_audio": qwen2_audio,
@@ -14,6 +22,7 @@ FORMATS = {
     "voxtral": voxtral,
     "audioflamingo3": audioflamingo3,
     "granite_speech": granite_speech,
+    "phi4_multimodal": phi4_multimodal,
 }
 """Light modules by `model_type` of the base's config.json: the list of supported families."""
 PART_OF = {"qwen2_5_omni_thinker": "qwen2_5_omni", "qwen3_omni_moe_thinker": "qwen3_omni_moe"}

@@ -62,14 +62,14 @@ class WhisperShape(AudioShape):
         return self.window_samples
 
 
-def feature_extractor(folder: Path) -> dict:
+def feature_extractor(folder: Path, key: str = "hop_length") -> dict:
     """Settings of a base's feature extractor, from processor_config.json (transformers 5) or preprocessor_config.json
-    (hub folders of earlier ones)."""
+    (hub folders of earlier ones), whichever has `key` among them."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).exists():
             config = read_json(folder / name)
             config = config.get("feature_extractor") or config.get("audio_processor") or config
             config = {**config, **config.get("melspec_kwargs", {})}
-            if "hop_length" in config:
+            if key in config:
                 return config
     raise BaseError(f"{folder}: no processor_config.json or preprocessor_config.json with a feature extractor")

@@ -1,0 +1,71 @@
+"""Phi-4-Multimodal (arXiv 2503.01743): a conformer over whole recordings, two layers, Phi-4-mini.
+
+Everything for pictures is not loaded. The encoder stays as in inference also in training: its stock class draws its
+attention mask from numpy's random state there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
+
+from trainer.adapter import Parts
+from trainer.families.family import Family
+from trainer.formats import phi4_multimodal
+
+
+class Phi4Multimodal(Family):
+    """The stock encoder does not keep what recordings are padded with out of its attention, so each is encoded
+    alone."""
+
+    parts = Parts(
+        encoder="audio_embed.encoder",
+        projector=r"audio_embed\.(?:up|down)_proj_for_speech",
+        lm="model.layers",
+        lm_targets=phi4_multimodal.TARGETS,
+        encoder_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+    )
+
+    @classmethod
+    def read(cls, folder: Path, **options) -> Any:
+        stock: Any = Phi4MultimodalForCausalLM.from_pretrained(folder, **options)
+        inputs = stock.model.embed_tokens_extend
+        inputs.image_embed = None
+        inputs.audio_embed.up_proj_for_vision_speech = inputs.audio_embed.down_proj_for_vision_speech = None
+        return stock
+
+    def prepare(self) -> None:
+        self.extractor: Any = Phi4MultimodalFeatureExtractor.from_dict(phi4_multimodal.settings(self.folder))
+
+    def recipe(self) -> str:
+        return str(sorted(phi4_multimodal.settings(self.folder).items()))
+
+    @property
+    def language_model(self) -> Any:
+        return self.stock.model
+
+    @property
+    def audio_tower(self) -> Any:
+        return self.stock.model.embed_tokens_extend.audio_embed.encoder
+
+    @property
+    def projector(self) -> Any:
+        inputs = self.stock.model.embed_tokens_extend.audio_embed
+        return nn.Sequential(inputs.up_proj_for_speech, nn.GELU(), inputs.down_proj_for_speech)
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+        self.audio_tower.eval()
+
+    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        rate, dtype = self.tokens.shape.sampling_rate, self.audio_tower.embed.out.weight.dtype
+        made = [self.extractor(w, sampling_rate=rate)["audio_input_features"] for w in waves]
+        with self.autocast():
+            return [self.audio_tower(m.to(self.device, dtype), None)[0] for m in made]
+
+    def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.projector(torch.cat(list(states)).to(next(self.projector.parameters()).dtype))
