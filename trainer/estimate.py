@@ -12,6 +12,7 @@ import numpy as np
 
 from trainer.compare import smallest_detectable
 from trainer.corpus import Corpus, SourceRows
+from trainer.formats import FORMATS
 from trainer.resolve import Resolved
 from trainer.rng import permutation
 from trainer.stage import cumulative
@@ -148,35 +149,49 @@ def _source(
 def _cost(found: Estimate, resolved: Resolved, tokens: Tokens) -> None:
     """Rough time and memory from parameter counts: 4N FLOPs per token under LoRA, 6N under full tuning."""
     config = json.loads((Path(locate_base(resolved.spec.base, weights=False)) / "config.json").read_text())
-    lm, encoder = parameters(config)
+    lm, met, encoder = parameters(tokens.family, config)
     found.parameters = {"language_model": lm, "encoder": encoder}
     full = resolved.spec.tuning.method == "full"
     positions = sum(s.audio_s for s in found.sources.values()) * 50
     trains_encoder = any(stage.trainable.encoder for stage in resolved.stages)
-    flops = (6 if full else 4) * lm * sum(s.tokens or 0 for s in found.sources.values())
+    flops = (6 if full else 4) * met * sum(s.tokens or 0 for s in found.sources.values())
     flops += (6 if trains_encoder else 2) * encoder * positions
     found.seconds = {"this CPU": round(flops / (_cpu_flops() * CPU_SHARE), 1), "one H200": round(flops / GPU_FLOPS, 1)}
     budget = resolved.spec.micro_batch_tokens
     per_example = sum(s.tokens or 0 for s in found.sources.values()) / max(1, found.examples)
     micro = min(8192 if budget == "auto" else budget, per_example * resolved.spec.global_batch)
-    text = config.get("text_config", {})
+    text = FORMATS[tokens.family].text_config(config)
     activations = micro * text.get("num_hidden_layers", 32) * text.get("hidden_size", 4096) * ACTIVATION_BYTES
     for device, width in (("this CPU", 4), ("one H200", 2)):
         weights = (lm + encoder) * (16 if full else width)
         found.memory_gib[device] = round((weights + activations * width) / 2**30, 2)
 
 
-def parameters(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(language model, audio encoder) parameters of a Qwen2-Audio config, embeddings and head included."""
-    text, audio = config.get("text_config", {}), config.get("audio_config", {})
-    d, f = text.get("hidden_size", 4096), text.get("intermediate_size", 11008)
-    heads = text.get("num_attention_heads", 32)
-    kv = text.get("num_key_value_heads", heads) * (d // heads)
-    lm = text.get("num_hidden_layers", 32) * (2 * d * d + 2 * d * kv + 3 * d * f)
-    lm += 2 * d * text.get("vocab_size", 156032)
-    a, g = audio.get("d_model", 1280), audio.get("encoder_ffn_dim", 5120)
-    encoder = audio.get("encoder_layers", 32) * (4 * a * a + 2 * a * g) + 3 * a * (audio.get("num_mel_bins", 128) + a)
-    return lm, encoder + a * d
+def parameters(family: str, config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(language model, what of it one token meets, audio encoder) parameters by a base's config, embeddings and head
+    included; norms, biases and projectors left out, and the encoder taken for a plain one."""
+    text = FORMATS[family].text_config(dict(config))
+    d, layers, heads = (
+        text.get(k, v) for k, v in (("hidden_size", 4096), ("num_hidden_layers", 32), ("num_attention_heads", 32))
+    )
+    width = text.get("head_dim") or d // heads
+    attention = 2 * d * width * (heads + text.get("num_key_value_heads", heads))
+    mlp = met = 3 * d * text.get("intermediate_size", 11008)
+    if experts := text.get("num_experts"):
+        expert = 3 * d * text["moe_intermediate_size"]
+        mlp, met = experts * (expert + d), text["num_experts_per_tok"] * expert + experts * d
+    rest = 2 * d * text.get("vocab_size", 156032)
+    whole = config.get("thinker_config", config)
+    audio = whole.get("audio_config") or whole.get("encoder_config") or {}
+
+    def said(*names: str, default: int) -> int:
+        return next((int(audio[n]) for n in names if audio.get(n)), default)
+
+    a = said("d_model", "hidden_size", "hidden_dim", default=1280)
+    g = said("encoder_ffn_dim", "intermediate_size", default=4 * a)
+    blocks = said("encoder_layers", "num_hidden_layers", "num_layers", "num_blocks", default=32)
+    encoder = blocks * (4 * a * a + 2 * a * g) + 3 * a * (said("num_mel_bins", "input_size", default=128) + a)
+    return layers * (attention + mlp) + rest, layers * (attention + met) + rest, encoder + a * d
 
 
 def _cpu_flops() -> float:
