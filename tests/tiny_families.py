@@ -194,7 +194,9 @@ def omni_processor(name: str) -> Callable:
         cls = type(name, (Blind, getattr(transformers, name)), {})
         tokens = AutoTokenizer.from_pretrained(folder)
         heard = WhisperFeatureExtractor.from_pretrained(folder)
-        return cls(feature_extractor=heard, tokenizer=tokens, chat_template=tokens.chat_template)
+        processor = cls(feature_extractor=heard, tokenizer=tokens, chat_template=tokens.chat_template)
+        processor.image_processor = processor.video_processor = SimpleNamespace(merge_size=2)  # 5.17 reads it always
+        return processor
 
     return made
 
@@ -233,7 +235,10 @@ def voxtral_processor(folder: Path):
 
 def ask_voxtral(processor, prompt: str, wave):
     """What `VoxtralProcessor.apply_chat_template` does after mistral-common: its own way of cutting audio."""
-    settings = {**processor.audio_kwargs, "pad_to_multiple_of": 32000, "max_source_positions": 128}
+    settings = {
+        "sampling_rate": 16000, "padding": True, "truncation": False, "return_tensors": "pt",
+        "pad_to_multiple_of": 32000, "max_source_positions": 128,
+    }  # fmt: skip
     features = processor._retrieve_input_features([wave], **settings)
     text = prompt.replace("[AUDIO]", "[AUDIO]" * (16 * len(features)))
     inputs = processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)

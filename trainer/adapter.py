@@ -34,7 +34,7 @@ class Parts:
     """Stands in the path of every module between encoder and language model: a regular expression. May lie in the
     encoder, and is then not counted as encoder."""
     lm: str
-    """Stands in the path of every layer of the language model that may get adapters."""
+    """Stands in the path of every layer of the language model that may get adapters: a regular expression."""
     lm_targets: tuple[str, ...]
     """What `targets: auto` stands for: all linear layers of a block of the language model."""
     encoder_targets: tuple[str, ...]
@@ -102,7 +102,7 @@ def attach(
 
 def _config(model: nn.Module, tuning, parts: Parts) -> LoraConfig:
     targets = list(parts.lm_targets) if tuning.targets == "auto" else tuning.targets
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and parts.lm in n]
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(parts.lm, n)]
     for target in targets:
         if not any(n.split(".")[-1] == target for n in names):
             known = sorted({n.split(".")[-1] for n in names})

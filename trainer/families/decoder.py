@@ -31,7 +31,9 @@ def supervised_states(decoder, inputs: torch.Tensor, batch: Batch, kind: str) ->
         made = inputs.new_zeros((1, 1, 1, 1))
         out = decoder(inputs_embeds=inputs, position_ids=positions, attention_mask=made, use_cache=False, layout=layout)
         return out.last_hidden_state[0, batch.at]
-    rope = decoder.rotary_emb(inputs, positions)
+    # Time, height and width, which are one for text and sound; later transformers 5 would spread them itself.
+    spread = "mrope_section" in (decoder.config.rope_parameters or {})
+    rope = decoder.rotary_emb(inputs, positions.expand(3, -1, -1) if spread else positions)
     x = inputs
     for layer in decoder.layers[:-1]:
         x = layer(x, position_embeddings=rope, position_ids=positions, use_cache=False, layout=layout)

@@ -18,23 +18,49 @@ from trainer.families.attention import Chunks
 from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
 from trainer.formats import qwen2_5_omni
 
+LAYERS = r"model\.(?:language_model\.)?layers"
+"""The language model's layers, in either layout of `Thinker`."""
 
-class Qwen25Omni(WhisperFamily):
+
+class Thinker(WhisperFamily):
+    """What the thinkers of Qwen's Omni models have in common: where their parts are. Earlier transformers 5 keep the
+    parts beside the language model instead of around it."""
+
+    @property
+    def inner(self) -> Any:
+        """The module that holds the parts."""
+        return self.stock.model if hasattr(self.stock.model, "audio_tower") else self.stock
+
+    @property
+    def language_model(self) -> Any:
+        return self.stock.model if self.inner is self.stock else self.inner.language_model
+
+    @property
+    def audio_tower(self) -> Any:
+        return self.inner.audio_tower
+
+
+def blind(stock: Any) -> Any:
+    """The thinker without its picture encoder."""
+    inner = stock.model if hasattr(stock.model, "visual") else stock
+    inner.visual = None
+    return stock
+
+
+class Qwen25Omni(Thinker):
     """Its own encoder runs as it is, all recordings at once."""
 
     parts = Parts(
         encoder="audio_tower",
         projector=r"audio_tower\.proj",
-        lm="language_model",
+        lm=LAYERS,
         lm_targets=qwen2_5_omni.TARGETS,
         encoder_targets=ENCODER_TARGETS,
     )
 
     @classmethod
     def read(cls, folder: Path, **options) -> Any:
-        stock: Any = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, **options)
-        stock.model.visual = None
-        return stock
+        return blind(Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, **options))
 
     @property
     def projector(self) -> Any:

@@ -17,18 +17,19 @@ from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from trainer.adapter import Parts
 from trainer.families.attention import Chunks
-from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
+from trainer.families.qwen2_5_omni import LAYERS, Thinker, blind
+from trainer.families.whisper import ENCODER_TARGETS
 from trainer.formats import qwen3_omni_moe
 
 
-class Qwen3Omni(WhisperFamily):
+class Qwen3Omni(Thinker):
     """The stock encoder's result for a chunk depends on the longest chunk beside it, and its mel on the longest
     recording: here both are what the stock classes give a recording alone."""
 
     parts = Parts(
         encoder="audio_tower",
         projector=r"audio_tower\.proj[12]",
-        lm="language_model",
+        lm=LAYERS,
         lm_targets=qwen3_omni_moe.TARGETS,
         encoder_targets=ENCODER_TARGETS,
         listed=True,
@@ -38,9 +39,7 @@ class Qwen3Omni(WhisperFamily):
     def read(cls, folder: Path, **options) -> Any:
         if options["dtype"] == torch.float64:  # the grouped product knows fp32, bf16 and fp16
             options["experts_implementation"] = "eager"
-        stock: Any = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(folder, **options)
-        stock.model.visual = None
-        return stock
+        return blind(Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(folder, **options))
 
     @property
     def projector(self) -> Any:
