@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import tiny_composed
 import toy
 import transformers
 from transformers import AutoProcessor, AutoTokenizer, WhisperFeatureExtractor
@@ -413,3 +414,10 @@ TINY = {
     ),
 }
 """By family; the conformance suite runs over all of them."""
+TINY |= {
+    name: Tiny(
+        build, tiny_composed.WINDOW_S, processor=tiny_composed.Plain, ask=tiny_composed.Plain.ask,
+        template=tiny_composed.Plain.template,
+    )
+    for name, build in tiny_composed.BUILD.items()
+}  # fmt: skip

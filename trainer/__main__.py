@@ -1,5 +1,7 @@
 """`python -m trainer SPEC.yaml --out DIR [--ranks N]`: one job or one study, without any service.
 
+`python -m trainer compose …` puts a base together from parts (`trainer.families.composed.compose`).
+
 Run again with the same folder, it goes on from the newest whole checkpoint. Exit codes: 0 done, 1 failed or
 stopped, 2 the spec or its data cannot run as written; the reason is printed and stored.
 """
@@ -26,6 +28,9 @@ from trainer.tokens import DataError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["compose"]:
+        return _compose(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and score one job or study.")
     parser.add_argument("spec", type=Path, help="job or study, YAML or JSON")
     parser.add_argument("--out", required=True, help="folder or s3://bucket/prefix for all that is left behind")
@@ -57,6 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     _say(result, options.out)
     return {"succeeded": 0}.get(result.outcome, 2 if result.reason == "invalid_spec" else 1)
+
+
+def _compose(arguments: Sequence[str]) -> int:
+    from trainer.families.composed.compose import main as compose
+
+    try:
+        return compose(arguments)
+    except BaseError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def newest_result(out: str) -> Result:

@@ -8,6 +8,7 @@ behind the signal in a 30-s padded window; with them, trimmed and padded encoder
 import hashlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +33,16 @@ LIMIT = 4 << 30
 class Mel:
     """The family's own feature extractor, trimmed: the same operations on the frames that are kept, no others."""
 
-    def __init__(self, folder: str | Path, shape: WhisperShape):
+    def __init__(self, settings: str | Path | dict, shape: WhisperShape):
+        """settings: of the extractor, or the folder that holds them."""
         from transformers import WhisperFeatureExtractor
 
         self.shape = shape
-        self.extractor = WhisperFeatureExtractor.from_pretrained(folder)
+        of = WhisperFeatureExtractor
+        self.extractor: Any = of.from_dict(settings) if isinstance(settings, dict) else of.from_pretrained(settings)
         if self.extractor.dither:
             raise ValueError(
-                f"{folder}: dither: {self.extractor.dither:g} makes the feature extractor's frames random; use 0"
+                f"dither: {self.extractor.dither:g} makes the feature extractor's frames random; use 0 in its settings"
             )
         self._window = torch.hann_window(self.extractor.n_fft)
         filters = torch.from_numpy(self.extractor.mel_filters).float()

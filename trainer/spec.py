@@ -246,7 +246,7 @@ class JobSpec(Spec):
     where the folder holds other files. Pinned when the job is resolved."""
     family: Literal[
         "auto", "qwen2_audio", "qwen2_5_omni", "qwen3_omni_moe", "voxtral", "audioflamingo3", "granite_speech",
-        "phi4_multimodal",
+        "phi4_multimodal", "attune_composed",
     ] = "auto"  # fmt: skip
     """Model family; `auto` reads it from the base."""
     encoder_window: Literal["family", "trimmed"] = "family"

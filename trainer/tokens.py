@@ -115,7 +115,8 @@ class Tokens:
         self.max_positions = int(known.text_config(config).get("max_position_embeddings", 32768))
         self.end = self.tokenizer.id(self.prompt.end)
         self.audio_id = self.tokenizer.id(self.prompt.audio_token)
-        self.stops = {self.end} | {i for t, i in self.tokenizer.special.items() if t in known.STOPS}
+        ends = {*known.STOPS, *self.prompt.stops}
+        self.stops = {self.end} | {i for t, i in self.tokenizer.special.items() if t in ends}
 
     def prompt_ids(
         self, instruction: str, content: str | int, order: str = "family", *, name: str = "?"

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from trainer.families.audioflamingo3 import AudioFlamingo3
+from trainer.families.composed import Composed
 from trainer.families.family import Family
 from trainer.families.granite_speech import GraniteSpeech
 from trainer.families.phi4_multimodal import Phi4Multimodal
@@ -27,6 +28,7 @@ FAMILIES: dict[str, type[Family]] = {
     "audioflamingo3": AudioFlamingo3,
     "granite_speech": GraniteSpeech,
     "phi4_multimodal": Phi4Multimodal,
+    "attune_composed": Composed,
 }
 """Family classes by `model_type`; the same names as `trainer.formats.FORMATS`."""
 

@@ -7,6 +7,7 @@ class that loads and runs it stands in `trainer/families/` under the same name.
 
 from trainer.formats import (
     audioflamingo3,
+    composed,
     granite_speech,
     phi4_multimodal,
     qwen2_5_omni,
@@ -23,6 +24,7 @@ FORMATS = {
     "audioflamingo3": audioflamingo3,
     "granite_speech": granite_speech,
     "phi4_multimodal": phi4_multimodal,
+    "attune_composed": composed,
 }
 """Light modules by `model_type` of the base's config.json: the list of supported families."""
 PART_OF = {"qwen2_5_omni_thinker": "qwen2_5_omni", "qwen3_omni_moe_thinker": "qwen3_omni_moe"}

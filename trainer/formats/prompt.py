@@ -30,6 +30,8 @@ class Prompt:
     """Ends the answer; supervised like the answer."""
     order: str
     """The family's own order: `audio_first` or `instruction_first`."""
+    stops: tuple[str, ...] = ()
+    """Tokens that end generation besides `end` and the family's own, where they differ from base to base."""
 
 
 @dataclass(frozen=True, slots=True)
