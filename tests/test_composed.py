@@ -8,7 +8,7 @@ import tiny_composed
 import torch
 import toy
 from tiny_composed import ENCODERS, Plain
-from transformers import AutoModel, AutoTokenizer, GraniteConfig, GraniteForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from trainer.__main__ import main
 from trainer.bases import BaseError
@@ -18,10 +18,20 @@ from trainer.families.composed.compose import PROJECTORS, compose
 from trainer.families.composed.encoders import AudioTower
 from trainer.families.composed.model import ComposedConfig
 from trainer.formats.composed import ConvolutionFrames, MimiFrames, Shape, WhisperFrames, text_config
+from trainer.objectives.cross_entropy import cross_entropy
 from trainer.run import run
+from trainer.spec import Tuning
 from trainer.store import FolderStore
 from trainer.tokens import AUDIO, Tokens, render
+from trainer.views import Example
 
+OTHERS = {
+    "granite": {"logits_scaling": 4.0},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba": {},
+}
+"""Language models that packs would not compute as they do."""
 SAMPLES = (5000, 16000, 8123)
 WAVES = [toy.wave(300 + 50 * n, count / 16000, seed=n) for n, count in enumerate(SAMPLES)]
 
@@ -207,6 +217,28 @@ def test_a_base_that_knows_no_chat_gets_a_plain_prompt(parts):
     assert tokens.shape.window_samples == 128000  # what the encoder has positions for, not the 30 s of the default
 
 
+THINKS = (
+    "<|begin|>{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def test_the_prompt_is_taken_from_the_chat_template(parts):
+    """One with a token in front, and a thinking that can be switched off; the recording first or behind."""
+    tiny_composed.llm("llama", parts / "thinks", template=THINKS)
+    (parts / "thinks" / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    given = [str(parts / "whisper")], str(parts / "thinks"), parts / "thoughtless"
+    compose(*given, settings={"width": 16}, order="instruction_first", audio_token="<|sound|>")
+    tokens = Tokens(parts / "thoughtless")
+    assert tokens.prompt.before == "<|begin|><|im_start|>user\n"
+    assert tokens.prompt.after == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert tokens.prompt.end == "<|im_end|>"
+    assert tokens.stops == {0, tokens.end}
+    asked = render("Say it.", AUDIO, prompt=tokens.prompt)
+    assert asked == f"{tokens.prompt.before}Say it.\n<|sound|>\n{tokens.prompt.after}"
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"kind": "mlp"}, "no such kind; there are linear, conv, transformer, qformer"),
     ({"settings": {"layers": 2}}, "--projector linear has no layers; it has stride, width"),
@@ -216,12 +248,15 @@ def test_a_base_that_knows_no_chat_gets_a_plain_prompt(parts):
     ({"encoders": ["llm"]}, "'llama' is not supported; supported: whisper, hubert, wav2vec2, wavlm, mimi"),
     ({"out": "llm"}, "exists already; name a new folder"),
     ({"llm": "granite"}, "packed, it answers otherwise than by itself"),
+    ({"llm": "gemma2"}, "gemma2 is not supported; take .* like Llama, Mistral or Qwen .*softcap"),
+    ({"llm": "lfm2"}, "lfm2 is not supported; take .* like Llama"),
+    ({"llm": "mamba"}, "mamba is not supported; take .* like Llama"),
 ])  # fmt: skip
 def test_parts_that_do_not_go_together_are_refused(parts, change, message):
-    if change.get("llm") == "granite" and not (parts / "granite").exists():
-        tiny_composed.llm("llama", parts / "granite")
-        config = GraniteConfig(**tiny_composed.TEXT, logits_scaling=4.0)
-        tiny_composed.saved(GraniteForCausalLM, config, parts / "granite")
+    if change.get("llm") in OTHERS:
+        tiny_composed.llm("llama", parts / change["llm"])  # for its tokenizer
+        config = AutoConfig.for_model(change["llm"], **tiny_composed.TEXT, **OTHERS[change["llm"]])
+        tiny_composed.saved(AutoModelForCausalLM.from_config, config, parts / change["llm"])
     given = {"encoders": ["whisper"], "llm": "llm", "out": "refused", **change}
     heard, llm, out = ([str(parts / n) for n in given.pop("encoders")], *(parts / given.pop(k) for k in ("llm", "out")))
     with pytest.raises(BaseError, match=message):
@@ -262,17 +297,44 @@ def test_a_base_of_several_shards_is_one(folder, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+def heard(model, waves):
+    tokens = model.tokens
+    return [
+        Example(str(n), tokens.prompt_ids("Which?", tokens.audio_tokens(len(w))), tokens.answer_ids("low"), w)
+        for n, w in enumerate(waves)
+    ]
+
+
+def gradients(model, examples):
+    """Of the encoder, in training mode."""
+    model.train()
+    batch = model.collate(examples)
+    cross_entropy(model.forward(batch), batch.targets).sum().backward()
+    found = {k: p.grad for k, p in model.trained.items() if model.part_of(k) == "encoder" and p.grad is not None}
+    for parameter in model.trained.values():
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("name", ["whisper and hubert linear", "wavlm transformer", "mimi linear"])
+def test_an_encoder_trained_in_a_batch_gets_the_gradients_of_each_alone(tmp_path, name):
+    """In fp64; nothing is dropped in training that was not asked for."""
+    folder = tiny_composed.BUILD[f"attune_composed: {name}"](tmp_path)
+    model = load(folder, tuning=Tuning(method="projector", encoder="full"), dtype=torch.float64)
+    for parameter in model.trained.values():
+        parameter.data = parameter.data.double()
+    examples = heard(model, WAVES)
+    together, alone = gradients(model, examples), [gradients(model, [e]) for e in examples]
+    assert len(together) > 10
+    for key, gradient in together.items():
+        want = sum(one[key] for one in alone)
+        assert float((gradient - want).norm()) <= 1e-7 * float(want.norm()) + 1e-12, key
+
+
 def test_adapters_of_the_encoder_all_have_an_effect(tmp_path):
     """WavLM's attention reads its projections' weights past any adapter on them, so none is put there."""
-    from trainer.spec import Tuning
-    from trainer.views import Example
-
     folder = tiny_composed.BUILD["attune_composed: wavlm transformer"](tmp_path)
     model = load(folder, tuning=Tuning(rank=2, alpha=4, encoder="lora"))
-    tokens = model.tokens
-    prompt = tokens.prompt_ids("Which?", tokens.audio_tokens(len(WAVES[0])))
-    batch = model.collate([Example("a", prompt, tokens.answer_ids("low"), WAVES[0])])
-    model.forward(batch).square().sum().backward()
-    tower = {k: p for k, p in model.trained.items() if model.part_of(k) == "encoder" and "lora_B" in k}
-    assert tower
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.values())
+    found = {k: g for k, g in gradients(model, heard(model, WAVES[:1])).items() if "lora_B" in k}
+    assert len(found) == 4
+    assert all(g.abs().sum() > 0 for g in found.values())

@@ -183,6 +183,12 @@ def parameters(family: str, config: Mapping[str, Any]) -> tuple[int, int, int]:
     rest = 2 * d * text.get("vocab_size", 156032)
     whole = config.get("thinker_config", config)
     audio = whole.get("audio_config") or whole.get("encoder_config") or {}
+    encoder = sum(_encoder(part, d) for part in (audio, config.get("second_audio_config")) if part is not None)
+    return layers * (attention + mlp) + rest, layers * (attention + met) + rest, encoder
+
+
+def _encoder(audio: Mapping[str, Any], width: int) -> int:
+    """Parameters of an encoder in the form of Whisper's, and roughly of others, with a linear way into `width`."""
 
     def said(*names: str, default: int) -> int:
         return next((int(audio[n]) for n in names if audio.get(n)), default)
@@ -190,8 +196,7 @@ def parameters(family: str, config: Mapping[str, Any]) -> tuple[int, int, int]:
     a = said("d_model", "hidden_size", "hidden_dim", default=1280)
     g = said("encoder_ffn_dim", "intermediate_size", default=4 * a)
     blocks = said("encoder_layers", "num_hidden_layers", "num_layers", "num_blocks", default=32)
-    encoder = blocks * (4 * a * a + 2 * a * g) + 3 * a * (said("num_mel_bins", "input_size", default=128) + a)
-    return layers * (attention + mlp) + rest, layers * (attention + met) + rest, encoder + a * d
+    return blocks * (4 * a * a + 2 * a * g) + 3 * a * (said("num_mel_bins", "input_size", default=128) + a) + a * width
 
 
 def _cpu_flops() -> float:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import HubertModel, MimiEncoderModel, Wav2Vec2Model, WavLMModel
+from transformers import HubertModel, Wav2Vec2Model, WavLMModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from trainer.formats.composed import frames
@@ -64,6 +65,8 @@ class Kind:
     """Linear layers that get adapters under `encoder: lora`."""
 
 
+MIMI = getattr(transformers, "MimiEncoderModel", None)
+"""Mimi's encoder without its decoder: not a class of its own in earlier transformers 5 (5.17)."""
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "out_proj"), ("intermediate_dense", "output_dense")
 KINDS = {
     "whisper": Kind(WhisperEncoder, _whisper, (*_ATTENTION, "fc1", "fc2")),
@@ -71,7 +74,7 @@ KINDS = {
     "wav2vec2": Kind(Wav2Vec2Model, _wav2vec2, (*_ATTENTION, *_MLP)),
     # Its attention reads the weights of its projections itself, so an adapter on them would do nothing.
     "wavlm": Kind(WavLMModel, _wav2vec2, _MLP),
-    "mimi_encoder": Kind(MimiEncoderModel, _mimi, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")),
+    "mimi_encoder": Kind(MIMI, _mimi, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")),
 }
 """By `model_type` of the encoder's own config."""
 
