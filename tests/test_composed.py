@@ -10,6 +10,7 @@ import toy
 from tiny_composed import ENCODERS, Plain
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from trainer import audio, decoding
 from trainer.__main__ import main
 from trainer.bases import BaseError
 from trainer.families import load
@@ -287,6 +288,11 @@ def test_the_projector_is_trained_alone_and_saved(folder, tmp_path):
     assert all(not torch.equal(p, before[k]) for k, p in model.trained.items())
     rows = [json.loads(line) for line in store.get("attempts/1/predictions/speech.jsonl").splitlines()]
     assert len(rows) == 9
+    for n, row in enumerate(rows):
+        wave = audio.read(world / "speech" / "audio" / f"test{n}.wav", rate=16000)
+        prompt = model.tokens.prompt_ids("Which tone?", model.tokens.audio_tokens(len(wave)))
+        (ids,) = decoding.generate(model, [Example("", prompt, (), wave)], max_new_tokens=4)
+        assert model.tokens.tokenizer.decode(ids) == row["text"]
 
 
 def test_a_base_of_several_shards_is_one(folder, tmp_path):
