@@ -69,7 +69,7 @@ def _compose(arguments: Sequence[str]) -> int:
 
     try:
         return compose(arguments)
-    except BaseError as error:
+    except (BaseError, OSError) as error:  # transformers says so of missing files
         print(error, file=sys.stderr)
         return 2
 

@@ -65,6 +65,7 @@ class Mel:
         return np.pad(made, ((0, 0), (0, missing)), mode="edge")
 
     @torch.inference_mode()
+    @torch.autocast("cpu", enabled=False)  # where a CPU computes in bf16, frames do not
     def _log_mel(self, wave: np.ndarray, frames: int) -> np.ndarray:
         """(bins, frames) float32: the first frames of the wave in its window."""
         kept = min(frames, self.shape.padded(len(wave)) // self.shape.hop_length)

@@ -103,6 +103,8 @@ def compose(
     try:
         model.save_pretrained(part, max_shard_size="5GB")
         tokenizer.save_pretrained(part)
+        if not (part / "tokenizer.json").exists():
+            raise BaseError(f"--llm {llm}: its tokenizer has no form as tokenizer.json")
         dtype = model.language_model.dtype
         del model, towers
         _check(part, llm, dtype)
@@ -172,8 +174,11 @@ def _prompt(tokenizer: Any, folder: Path, audio_token: str, order: str) -> Promp
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": ASKED}]
         asked = _rendered(tokenizer, turns, add_generation_prompt=True)
+        answered = _rendered(tokenizer, [*turns, {"role": "assistant", "content": SAID}])
+        if asked.count(ASKED) != 1 or answered.count(SAID) != 1:
+            raise BaseError(f"--llm {folder}: its chat template does not show every turn as it is, and once")
         before, after = asked.split(ASKED)
-        behind = _rendered(tokenizer, [*turns, {"role": "assistant", "content": SAID}]).split(SAID)[1]
+        behind = answered.split(SAID)[1]
         found = sorted((behind.index(t), t) for t in special if t in behind)
         end = found[0][1] if found else end
     if not end:
