@@ -297,6 +297,24 @@ def test_the_projector_is_trained_alone_and_saved(folder, tmp_path):
         assert model.tokens.tokenizer.decode(ids) == row["text"]
 
 
+def test_a_folder_without_a_model_is_said_so(parts, capsys):
+    (parts / "empty").mkdir()
+    given = ["compose", "--encoder", str(parts / "empty"), "--llm", str(parts / "llm"), "--out", str(parts / "nothing")]
+    assert main(given) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+def test_parts_without_all_their_weights_are_refused(parts):
+    """They would be drawn at random."""
+    cls, config, extractor = ENCODERS["hubert"]
+    folder = tiny_composed.saved(cls, config, parts / "torn")
+    extractor.save_pretrained(folder)
+    deeper = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (folder / "config.json").write_text(json.dumps(deeper))
+    with pytest.raises(BaseError, match=r"torn: no weights for 16 parameters, such as encoder.layers.2"):
+        compose([str(folder)], str(parts / "llm"), parts / "nothing")
+
+
 def test_a_base_of_several_shards_is_one(folder, tmp_path):
     model = Plain(folder).model
     model.save_pretrained(tmp_path, max_shard_size="100KB")

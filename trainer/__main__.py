@@ -69,7 +69,7 @@ def _compose(arguments: Sequence[str]) -> int:
 
     try:
         return compose(arguments)
-    except (BaseError, OSError) as error:  # transformers says so of missing files
+    except (ValueError, OSError) as error:  # a BaseError, or what transformers says of a folder
         print(error, file=sys.stderr)
         return 2
 

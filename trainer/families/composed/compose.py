@@ -92,9 +92,7 @@ def compose(
         raise BaseError(f"--llm {llm}: {text.model_type} {NOT_SUPPORTED}")
     for n, tower in enumerate(towers):
         model.audio_tower.encoders[n] = tower
-    model.language_model = AutoModelForCausalLM.from_pretrained(
-        folder, config=text, local_files_only=True, use_safetensors=True
-    )
+    model.language_model = _read(AutoModelForCausalLM, folder, text)
     torch.manual_seed(seed)
     assert config.projector is not None
     model.multi_modal_projector = new_projector(config.projector, model.audio_tower.width, text.hidden_size)
@@ -128,10 +126,19 @@ def _encoder_config(folder: Path) -> Any:
 
 def _encoder(folder: Path, config: Any) -> Any:
     """The encoder alone: without decoder, quantiser, or a head for recognition."""
-    options = {"config": config, "local_files_only": True, "use_safetensors": True}
     if config.model_type == "whisper":
-        return WhisperModel.from_pretrained(folder, **options).encoder
-    return KINDS[config.model_type].model.from_pretrained(folder, **options)
+        return _read(WhisperModel, folder, config).encoder
+    return _read(KINDS[config.model_type].model, folder, config)
+
+
+def _read(cls: Any, folder: Path, config: Any) -> Any:
+    model, found = cls.from_pretrained(
+        folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    missing = sorted(set(found["missing_keys"]) - {"masked_spec_embed"})  # that one is for pre-training alone
+    if missing:
+        raise BaseError(f"{folder}: no weights for {len(missing)} parameters, such as {missing[0]}")
+    return model
 
 
 def _without_dropout(config: Any) -> Any:
@@ -266,5 +273,6 @@ def main(arguments: Sequence[str]) -> int:
         settings={name: given[name] for name in sizes if given[name] is not None},
         window_s=given["window"], order=given["order"], audio_token=given["audio_token"], seed=given["seed"],
     )  # fmt: skip
-    print(f"{given['out']}: composed. Prompt: {prompt.before}{prompt.audio_token}{prompt.audio_after}…{prompt.after}")
+    around = f"{prompt.before!r} … {prompt.after!r}, the answer ends with {prompt.end!r}"
+    print(f"{given['out']}: composed; its prompt is {around}; its projector is new: train it first")
     return 0
