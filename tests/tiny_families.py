@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 import tiny_composed
+import torch
 import toy
 import transformers
 from transformers import AutoProcessor, AutoTokenizer, WhisperFeatureExtractor
