@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from trainer.batch import Shared, assign
 from trainer.families import load
+from trainer.fields import SpecError
 from trainer.ranks import spawn
+from trainer.run import run
+from trainer.store import FolderStore
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -60,3 +63,27 @@ def test_a_split_base_trains_like_a_whole_one(tmp_path, budget, parts):
         assert share == pytest.approx(0.5, abs=0.05)
     adapters = [(tmp_path / f"{rank}.safetensors").read_bytes() for rank in (0, 1)]
     assert adapters[0] == adapters[1]
+
+
+def run_of_two(ranks, folders, out):
+    resolved, _ = toy.resolved(*folders, resources={"shard_base": True})
+    made = run(resolved, FolderStore(out / "split"), roots=[folders[1]], ranks=ranks, threads=1)
+    assert made.outcome == "succeeded", made.message
+
+
+def test_a_whole_job_on_a_split_base_answers_like_one_on_a_whole_base(tmp_path):
+    folders = toy.base(tmp_path / "base"), toy.data(tmp_path / "data")
+    resolved, _ = toy.resolved(*folders)
+    run(resolved, FolderStore(tmp_path / "whole"), roots=[folders[1]], threads=1)
+    spawn(run_of_two, 2, folders, tmp_path, method="fork")
+    answers = [
+        (tmp_path / name / "attempts/1/predictions/speech.jsonl").read_text() for name in ("whole", "split")
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_what_cannot_be_split_is_refused(tmp_path):
+    folders = toy.base(tmp_path / "base"), toy.data(tmp_path / "data")
+    for tuning in ({"method": "full", "encoder": "frozen"}, {"dora": True, "encoder": "frozen"}):
+        with pytest.raises(SpecError, match=r"resources\.shard_base"):
+            toy.resolved(*folders, tuning=tuning, resources={"shard_base": True})

@@ -91,7 +91,8 @@ class Loop:
             parts.setdefault(model.part_of(name), []).append(parameter)
         # foreach=False: one parameter after the other, so that the bits do not depend on how tensors are
         # grouped.
-        self.optimizer = torch.optim.AdamW([{"params": p, "part": k} for k, p in parts.items()], foreach=False)
+        kind = {"fused": True} if model.device.type == "cuda" else {"foreach": False}
+        self.optimizer = torch.optim.AdamW([{"params": p, "part": k} for k, p in parts.items()], **kind)
         self.step = 0
         self.action = "continue"
         self.logs: list[str] = []

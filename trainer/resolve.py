@@ -154,6 +154,9 @@ def refuse_unbuilt(spec: JobSpec) -> None:
     if spec.evaluate.guards and spec.tuning.method != "lora":
         message = f"the base itself must be left to compare with, which method: {spec.tuning.method} does not; use lora"
         problems.append(Problem("evaluate.guards", spec.evaluate.guards, message))
+    if spec.resources.shard_base and (spec.tuning.method == "full" or spec.tuning.dora):
+        message = "a base split over ranks is frozen, and its layers' norms are on no rank; use LoRA without dora"
+        problems.append(Problem("resources.shard_base", True, message))
     if spec.evaluate.metric not in ("auto", *METRICS):
         message = f"unknown metric; {nearest(spec.evaluate.metric, METRICS)}"
         problems.append(Problem("evaluate.metric", None, message))

@@ -198,7 +198,7 @@ class _Job:
         if tuning.encoder == "auto":
             tuning = tuning.model_copy(update={"encoder": self._encoder(lent, control)})
         with self.ranks.together():
-            lent.attach(tuning, seed=spec.seed, execution=spec.execution)
+            lent.attach(tuning, seed=spec.seed, execution=spec.execution, shard=spec.resources.shard_base)
         return lent
 
     def _encoder(self, model, control: Callable[[], str]) -> str:

@@ -243,7 +243,7 @@ class Runner:
     def _base(self, resolved: Resolved):
         """The warm base; None for a job that changes the base itself, and where there is none to load: `run` then
         meets the same error and says it as the attempt's."""
-        if resolved.spec.tuning.method != "lora":
+        if not resolved.spec.lends_base:
             self.model = None
             return None
         if self.model is None:
@@ -270,8 +270,8 @@ class Runner:
     def _reason_to_leave(self, resolved: Resolved, made: Result) -> str:
         """Why this process should not take another attempt; empty where it may. That the base is as it was loaded,
         `run` has checked when it took the adapter off."""
-        if resolved.spec.tuning.method != "lora":
-            return f"method {resolved.spec.tuning.method} changes the base: one attempt per runner"
+        if not resolved.spec.lends_base:
+            return "the job changed or split the base: one attempt per runner"
         if made.reason == "out_of_memory" or _free_memory() < self.free - LEFT_OVER:
             return "memory was short: the next attempt gets a fresh process"
         return ""

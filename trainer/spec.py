@@ -196,6 +196,9 @@ class Resources(Spec):
 
     gpus: int = Field(default=0, ge=0)
     """GPUs wanted, a rank on each; 0 means whatever there is. A cluster that has fewer gives as many ranks on CPUs."""
+    shard_base: bool = False
+    """Split the frozen layers of the language model over the ranks, for a base too large for one GPU (FSDP2); every
+    rank then answers the whole test. LoRA or projector tuning, without DoRA."""
     time: Seconds | None = None
     """Time limit of one attempt, e.g. '4h'; then a checkpoint is written and the run ends with reason timeout."""
     priority: int = 0
@@ -290,6 +293,11 @@ class JobSpec(Spec):
     """Exact optimisations and their switches; not part of the hash."""
     tags: dict[str, str] = {}
     """Free labels; not part of the hash."""
+
+    @property
+    def lends_base(self) -> bool:
+        """Whether a process can use its base again after the job: it is neither changed nor split."""
+        return self.tuning.method == "lora" and not self.resources.shard_base
 
     @field_validator("micro_batch_tokens")
     @classmethod

@@ -133,7 +133,9 @@ class Scoring:
     ) -> list[Row]:
         """What `work` (of the arguments of `predict` from `utterances` on) answers, this rank a share of it."""
         turns = Turns(self.ranks, control, partial(self._progress, name or modality, len(utterances)))
-        mine = utterances[self.ranks.rank :: self.ranks.world_size]
+        # A split base takes all ranks in every forward, so they answer all of it alike.
+        split = self.resolved.spec.resources.shard_base
+        mine = utterances if split else utterances[self.ranks.rank :: self.ranks.world_size]
         rows = turns.run(partial(work, mine, tasks, modality, self.resolved.spec.evaluate.decode, recordings, turns))
         found = {row["utterance"]: row for part in self.ranks.gather(rows) for row in part}
         return [found[u.id] for u in utterances]

@@ -165,6 +165,8 @@ def _flex(query, key, value, mask, scale: float | None) -> torch.Tensor:
 
 @lru_cache(1)
 def _compiled():
+    # A program per length of pack and number of supervised tokens; the default gives up after 8.
+    torch._dynamo.config.recompile_limit = 256
     return torch.compile(flex_attention, dynamic=False)
 
 

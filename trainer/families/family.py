@@ -144,9 +144,9 @@ class Family(ABC):
         """`encoder`, `projector` or `lm`, from a parameter's name."""
         return self.parts.of(name)
 
-    def attach(self, tuning, *, seed: int, execution: Execution | None = None) -> None:
+    def attach(self, tuning, *, seed: int, execution: Execution | None = None, shard: bool = False) -> None:
         """Makes the parts of `tuning` trainable, freshly initialised from `seed`; `execution` says how they are
-        computed from here on."""
+        computed from here on. `shard`: splits the base over the ranks, where there are several."""
         assert not self.trained, "a trained state is attached already; detach it first"
         self.execution = execution or Execution()
         self.module, self.trained = attach(self.stock, tuning, self.parts, seed=seed, name=self.name)
@@ -156,6 +156,8 @@ class Family(ABC):
         self.reusable = tuning.method == "lora"
         if self.execution.checkpointing == "on":
             self.save_memory()
+        if shard and dist.is_initialized() and dist.get_world_size() > 1:
+            self.shard()
 
     def detach(self) -> None:
         """Back to the bare base; raises where its weights are not those that were loaded (the process must
