@@ -5,7 +5,7 @@ import json
 import pytest
 import toy
 
-from trainer import evaluate, loop
+from trainer import context, evaluate, loop, views
 from trainer import run as running
 from trainer.fields import SpecError, problem
 from trainer.ranks import Ranks, StoppedError, Turns, spawn
@@ -44,11 +44,11 @@ WRONG = DataError("a row that this rank cannot read")
 # The rank that fails, the function in which it does, its error, after how many calls; the steps that are finished then.
 PLACES = {
     "claiming": (0, running, "claim", OSError("no claim"), 0, 0),
-    "planning": (0, running, "plan_stage", OSError("no plan"), 1, 0),
+    "planning": (0, context, "plan_stage", OSError("no plan"), 1, 0),
     "data": (1, running, "read_corpus", WRONG, 0, 0),
     "base": (1, running, "load_base", problem("base", "not on this machine", "b"), 0, 0),
-    "first step": (1, running, "training_example", WRONG, 0, 0),
-    "later step": (1, running, "training_example", WRONG, 8 * 3, 3),
+    "first step": (1, views, "training_example", WRONG, 0, 0),
+    "later step": (1, views, "training_example", WRONG, 8 * 3, 3),
     "bug in a step": (1, loop, "objective_loss", ZeroDivisionError("in a step"), 2, 2),
     "checkpoint": (0, loop.checkpoints, "write", OSError("disk full"), 1, 4),
     "evaluation": (1, evaluate, "generate", WRONG, 1, 9),

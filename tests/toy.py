@@ -93,21 +93,21 @@ def resolved(base_folder: Path, data_folder: Path, **changes):
 
 def loop(resolved, corpus, model, **options):
     """The Loop that `trainer.run` would make for the job, without a store unless given."""
+    from trainer.context import context, has_context
     from trainer.loop import Loop
     from trainer.plan import plan_stage
-    from trainer.views import Recordings, training_example
+    from trainer.views import Recordings, training_examples
 
     spec = resolved.spec
-    recordings = Recordings(16000)
-    tasks = {task.name: task for task in spec.tasks}
-
-    def examples(stage, source, row, view):
-        rows = corpus.sources[source].rows
-        return training_example(rows[row], view, stage.view, tasks, model.tokens, recordings)
-
+    plans = [plan_stage(resolved, n) for n in range(len(resolved.stages))]
+    contexts = {
+        stage.name: context(resolved, n, plans[n], corpus)
+        for n, stage in enumerate(resolved.stages)
+        if has_context(stage)
+    }
+    examples = training_examples(resolved, corpus, contexts, model.tokens, Recordings(16000))
     given = {
         "global_batch": spec.global_batch, "seed": spec.seed, "budget": 1000,
         "checkpoint_every": spec.checkpoint_every, **options,
     }  # fmt: skip
-    plans = [plan_stage(resolved, n) for n in range(len(resolved.stages))]
     return Loop(model, resolved.stages, plans, examples, **given)

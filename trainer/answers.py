@@ -5,6 +5,7 @@ strict reader, so that "invalid" means one thing in every table. Nothing here re
 """
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def parse(text: str, task: "Task") -> tuple[Label | None, bool]:
         return None, False
 
 
-def instruction(task: "Task", language: str, question: str | None = None) -> str:
+def instruction(
+    task: "Task", language: str, question: str | None = None, demonstrations: Sequence[str] = ()
+) -> str:
     """The task's instruction in `language` (then its base language, then 'en'), with the menu when
-    `task.menu`, and below it the utterance's own `question`.
+    `task.menu`, below it the demonstrations, and then the utterance's own `question`.
 
     The menu lists labels, intents and slots with their definitions; closed slots list their values.
     Raises ValueError when no instruction fits.
@@ -85,7 +88,14 @@ def instruction(task: "Task", language: str, question: str | None = None) -> str
             f"task '{task.name}' has no instruction in '{language}' nor in 'en' "
             f"(it has: {', '.join(task.instruction)}); add one of them"
         )
-    return "\n".join([text, *(_menu(task) if task.menu else ()), *([question] if question else ())])
+    menu = _menu(task) if task.menu else ()
+    return "\n".join([text, *menu, *demonstrations, *([question] if question else ())])
+
+
+def demonstration(text: str, label: Label, task: "Task", question: str | None = None) -> str:
+    """A labelled text as an instruction shows it, on a line each."""
+    asked = [f"Question: {question}"] if question else []
+    return "\n".join([f"Input: {' '.join(text.split())}", *asked, f"Answer: {render(label, task)}"])
 
 
 def in_menu_order(names: list[str], task: "Task") -> list[str]:

@@ -15,11 +15,13 @@ from trainer.corpus import Corpus, SourceRows
 from trainer.formats import FORMATS
 from trainer.resolve import Resolved
 from trainer.rng import permutation
-from trainer.stage import cumulative
-from trainer.tokens import BaseError, Tokens, locate_base
+from trainer.stage import Labels, cumulative
+from trainer.tokens import BaseError, Tokens, demonstration, locate_base
 
 COUNTED_ROWS = 20_000
 """Rows of a source whose tokens are counted one by one; of a larger source a seeded sample of this size."""
+COUNTED_DEMONSTRATIONS = 1000
+"""Rows whose length as a demonstration is counted."""
 GPU_FLOPS = 300e12
 """Useful FLOP/s of a LoRA step on one H200: between plain HF (370e12 at full sequences) and short batches."""
 CPU_SHARE = 0.25
@@ -116,8 +118,30 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
         notes=notes,
     )
     if tokens is not None:
+        _add_demonstrations(found, resolved, corpus, tokens)
         _cost(found, resolved, tokens)
     return found
+
+
+def _add_demonstrations(found: Estimate, resolved: Resolved, corpus: Corpus, tokens: Tokens) -> None:
+    """Adds what demonstrations cost, by the mean over a sample of the rows that may be shown; other names for labels
+    are taken to be as long as the real ones."""
+    asking = [s for s in resolved.stages if isinstance(s.view, Labels) and s.view.demonstrations.most]
+    rows = [u for name in resolved.sources for u in corpus.sources[name].rows if u.text and u.label is not None]
+    if not asking or not rows:
+        return
+    sample = [rows[i] for i in permutation(0, "estimate", len(rows))[:COUNTED_DEMONSTRATIONS]]
+    shown = [demonstration(u, corpus.tasks[u.task]) for u in sample]
+    each = statistics.fmean(len(tokens.tokenizer.ids(f"{text}\n")) for text in shown)
+    for stage in asking:
+        assert isinstance(stage.view, Labels)
+        ask = stage.view.demonstrations
+        for name, curve in stage.mix.items():
+            source = found.sources[name]
+            times = float(cumulative(curve, stage.steps * resolved.spec.global_batch)[-1])
+            source.tokens = round((source.tokens or 0) + times * each * (ask.least + ask.most) / 2)
+            source.exact = False
+    found.notes.append(f"demonstrations are counted as {each:.0f} tokens each, the mean of a sample")
 
 
 def _source(

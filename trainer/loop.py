@@ -61,14 +61,15 @@ class Trial:
 
 
 class Loop:
-    """All that a run of the stages needs; `run` executes them."""
+    """All that a run of the stages needs; `run` executes them. `examples` makes the example of (stage, source, row,
+    view, number of the presentation in the stage)."""
 
     def __init__(
         self,
         model,
         stages: Sequence[Stage],
         plans: Sequence[StagePlan],
-        examples: Callable[[Stage, str, int, int], Example],
+        examples: Callable[[Stage, str, int, int, int], Example],
         *,
         global_batch: int,
         seed: int,
@@ -140,7 +141,7 @@ class Loop:
         """The examples of the stage's steps."""
 
         def make(i: int) -> Example:
-            return self.examples(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]))
+            return self.examples(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]), i)
 
         return Ahead(make, steps=stage.steps, size=self.global_batch, depth=self.model.execution.prefetch)
 

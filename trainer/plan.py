@@ -101,15 +101,21 @@ def plan_stage(resolved: Resolved, stage_index: int) -> StagePlan:
     """The plan of one stage. A source's epochs run on through the stages that show it."""
     stage = resolved.stages[stage_index]
     rows = {name: resolved.sources[name].rows for name in stage.mix}
-    before: dict[str, int] = dict.fromkeys(map(str, stage.mix), 0)
+    before = shown_before(resolved, stage_index)
+    views = [SPEECH if resolved.sources[name].modality == "speech" else TEXT for name in stage.mix]
+    mix = {str(name): curve for name, curve in stage.mix.items()}
+    return present(mix, rows, before, views, stage.steps * resolved.spec.global_batch, resolved.spec.seed)
+
+
+def shown_before(resolved: Resolved, stage_index: int) -> dict[str, int]:
+    """Presentations of each source of a stage in the stages before it."""
+    before: dict[str, int] = dict.fromkeys(map(str, resolved.stages[stage_index].mix), 0)
     for earlier in resolved.stages[:stage_index]:
         shown = interleave(list(earlier.mix.values()), earlier.steps * resolved.spec.global_batch)
         for n, name in enumerate(earlier.mix):
             if name in before:
                 before[name] += int(np.count_nonzero(shown == n))
-    views = [SPEECH if resolved.sources[name].modality == "speech" else TEXT for name in stage.mix]
-    mix = {str(name): curve for name, curve in stage.mix.items()}
-    return present(mix, rows, before, views, stage.steps * resolved.spec.global_batch, resolved.spec.seed)
+    return before
 
 
 def present(

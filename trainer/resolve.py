@@ -11,6 +11,7 @@ from trainer.bases import pin_base
 from trainer.corpus import MODALITY, Corpus, Guarded, SourceRows, read_corpus
 from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.formats import FORMATS
+from trainer.labels import pin_encoder, refuse_names
 from trainer.metrics import METRICS, default_metrics
 from trainer.spec import JobSpec, Task
 from trainer.stage import Stage, cumulative
@@ -266,6 +267,8 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     shown = [corpus.sources[name].rows for name in used] + [corpus.test.rows]
     names = {u.task for rows in shown for u in rows}
     tested = {u.task for u in corpus.test.rows}
+    refuse_names(stages, corpus, custom=isinstance(spec.recipe, Custom))
+    stages = [pin_encoder(stage) for stage in stages]
     tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values() if t.name in names]
     heard = next((n for n in HEARD if n in corpus.sources), None)
     _refuse_decoding(spec, [t for t in tasks if t.name in tested])

@@ -123,6 +123,8 @@ class Lineage(Record):
     """Fingerprint per source, and of the test rows (`test`)."""
     plans: dict[str, str]
     """sha256 of the plan per stage."""
+    contexts: dict[str, str] = {}
+    """sha256 of the context (draws of label names, demonstrations) per stage that has one."""
     base: str
     base_revision: str | None
     base_checksum: str | None

@@ -11,10 +11,18 @@ import numpy as np
 
 def philox(seed: int, stream: str, count: int) -> np.ndarray:
     """The first `count` uint64 words of the stream named `stream` under `seed`, shape (count,)."""
-    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
-    words = np.random.Philox(key=key, counter=0).random_raw(count)
+    words = np.random.Philox(key=_key(seed, stream), counter=0).random_raw(count)
     return np.asarray(words, dtype=np.uint64)
+
+
+def word(seed: int, stream: str, index: int) -> int:
+    """One uint64 word of another such stream, by its number, without those before it."""
+    return int(np.random.Philox(key=_key(seed, stream), counter=index).random_raw())
+
+
+def _key(seed: int, stream: str) -> np.ndarray:
+    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
+    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
 
 
 def permutation(seed: int, stream: str, count: int) -> np.ndarray:

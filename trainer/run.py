@@ -20,20 +20,22 @@ import torch
 from trainer import checkpoint, hearing, lineage, result
 from trainer.attempts import attempts, claim
 from trainer.checkpoint import Checkpoint
+from trainer.context import prepare, prepared
 from trainer.corpus import Corpus, read_corpus
 from trainer.evaluate.scoring import Scoring
 from trainer.families import check_family, check_loaded, in_bf16, load_base, own_device
 from trainer.features import FeatureCache
 from trainer.fields import problem
 from trainer.loop import Event, Loop, Outcome
-from trainer.plan import StagePlan, plan_stage
+from trainer.plan import StagePlan
 from trainer.predictions import Row, to_lines
 from trainer.ranks import Ranks, StoppedError, checked
 from trainer.resolve import HEARD, Resolved, check_pins
 from trainer.result import Lineage, Result
+from trainer.sentence_encoder import sentence_encoder
 from trainer.store import ConflictError, Store
 from trainer.strategies import Baseline
-from trainer.views import Recordings, training_example
+from trainer.views import Recordings, training_examples
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
@@ -162,13 +164,11 @@ class _Job:
             check_pins(self.resolved, self.corpus)
             self.scoring = Scoring(self.resolved, self.corpus, self.ranks, self.tell)
             self.tasks = self.scoring.tasks
-        keys = [f"plan/{stage.name}.npz" for stage in self.resolved.stages]
         with self.ranks.together():
-            for n, key in enumerate(keys):
-                if self.ranks.rank == 0 and not self.store.exists(key):
-                    self.put_shared(key, plan_stage(self.resolved, n).save())
+            if self.ranks.rank == 0:
+                prepare(self.resolved, self.corpus, self.store, self.put_shared, sentence_encoder)
         with self.ranks.together():
-            plans = [StagePlan.fetch(self.store, key) for key in keys]
+            plans, self.contexts = prepared(self.resolved, self.store)
             if found := checkpoint.newest(self.store, self.tell):
                 self.found, self.outcome = found, Outcome(found.step, None, "", found.logs)
         if len(set(self.ranks.gather(self.outcome.step))) > 1:
@@ -235,12 +235,8 @@ class _Job:
             self.lineage = self._lineage(model, plans)
         if not plans:
             return
-        rows = {name: source.rows for name, source in self.corpus.sources.items()}
         budget = spec.micro_batch_tokens
-
-        def examples(stage, source: str, row: int, view: int):
-            return training_example(rows[source][row], view, stage.view, self.tasks, model.tokens, self.recordings)
-
+        examples = training_examples(self.resolved, self.corpus, self.contexts, model.tokens, self.recordings)
         with self.ranks.together():
             loop = Loop(
                 model, self.resolved.stages, plans, examples,
@@ -386,6 +382,7 @@ class _Job:
             spec_hash=self.resolved.hash,
             data={**{k: pin.sha256 for k, pin in self.resolved.sources.items()}, "test": self.resolved.test.sha256},
             plans={s.name: p.sha256 for s, p in zip(self.resolved.stages, plans, strict=True)},
+            contexts={name: found.sha256 for name, found in self.contexts.items()},
             base=self.spec.base,
             base_revision=self.resolved.base_revision,
             base_checksum=model.checksum,

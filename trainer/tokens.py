@@ -190,10 +190,16 @@ def reference(utterance, task):
     raise DataError(f"utterance {utterance.id}: no label, so task {task.name!r} has nothing to learn or to score")
 
 
-def asked(utterance, task) -> str:
-    """The task's instruction and, where this is the utterance's task, its own question: a cascade transcribes first."""
+def asked(utterance, task, demonstrations: Sequence[str] = ()) -> str:
+    """The task's instruction, demonstrations and, where this is the utterance's task, its own question: a cascade
+    transcribes first."""
     question = utterance.question if utterance.task == task.name else None
-    return answers.instruction(task, utterance.language, question)
+    return answers.instruction(task, utterance.language, question, demonstrations)
+
+
+def demonstration(utterance, task) -> str:
+    """An utterance as `asked` shows it before another one: transcript, its question and the right answer."""
+    return answers.demonstration(transcript(utterance), reference(utterance, task), task, utterance.question)
 
 
 def transcript(utterance) -> str:

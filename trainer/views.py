@@ -2,14 +2,16 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from trainer import answers, audio
-from trainer.stage import Plain
-from trainer.tokens import DataError, Tokens, asked, reference, transcript
+from trainer.context import Context, Shown
+from trainer.labels import names
+from trainer.stage import Labels, Plain, Stage, View
+from trainer.tokens import DataError, Tokens, asked, demonstration, reference, transcript
 
 TEXT, SPEECH = "text", "speech"
 VIEWS = (TEXT, SPEECH)
@@ -75,37 +77,81 @@ def example(
     *,
     supervised: bool = True,
     content: str | None = None,
+    demonstrations: Sequence = (),
 ) -> Example:
     """The plain view of one utterance. `content` replaces the transcript (cascade: what the base heard);
-    `supervised=False` leaves the answer empty (prediction). DataError names the utterance."""
+    `supervised=False` leaves the answer empty (prediction); `demonstrations` are utterances that stand before it as
+    text and answer. DataError names the utterance."""
     try:
-        return _example(utterance, view, task, tokens, recordings, supervised, content)
+        return _example(utterance, view, task, tokens, recordings, supervised, content, demonstrations)
     except DataError:
         raise
     except ValueError as error:  # of the recording, or of a label that is none of the task's
         raise DataError(f"utterance {utterance.id}: {error}") from error
 
 
-def _example(utterance, view, task, tokens, recordings, supervised, content) -> Example:
-    instruction = asked(utterance, task)
+def _example(utterance, view, task, tokens, recordings, supervised, content, demonstrations) -> Example:
+    instruction = asked(utterance, task, [_demonstration(u, task) for u in demonstrations])
+    name = utterance.id
+    if demonstrations:
+        name += f" after demonstrations {', '.join(u.id for u in demonstrations)}"
     wave = None
     if view == SPEECH:
         wave = recordings.wave(utterance)
         shown: str | int = tokens.audio_tokens(len(wave), name=utterance.id)
     else:
         shown = transcript(utterance) if content is None else content
-    prompt = tokens.prompt_ids(instruction, shown, task.prompt_order, name=utterance.id)
+    prompt = tokens.prompt_ids(instruction, shown, task.prompt_order, name=name)
     answer: tuple[int, ...] = ()
     if supervised:
         answer = tokens.answer_ids(answers.render(reference(utterance, task), task))
-    tokens.check_length(len(prompt), len(answer), name=utterance.id)
+    tokens.check_length(len(prompt), len(answer), name=name)
     return Example(utterance.id, prompt, answer, wave, answers.instruction(task, utterance.language))
 
 
+def _demonstration(utterance, task) -> str:
+    try:
+        return demonstration(utterance, task)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"utterance {utterance.id}, a demonstration: {error}") from error
+
+
 def training_example(
-    utterance, view: int, kind: Plain, tasks: Mapping[str, object], tokens: Tokens, recordings: Recordings
+    utterance,
+    view: int,
+    kind: View,
+    tasks: Mapping,
+    tokens: Tokens,
+    recordings: Recordings,
+    shown: Shown | None = None,
 ) -> Example:
-    """The example of one presentation of a plan (`view`: its number there) under a stage's view."""
+    """The example of one presentation of a plan (`view`: its number there) under a stage's view; `shown`: its context,
+    where the view has one."""
+    task = tasks[utterance.task]
     match kind:
         case Plain():
-            return example(utterance, VIEWS[view], tasks[utterance.task], tokens, recordings)
+            return example(utterance, VIEWS[view], task, tokens, recordings)
+        case Labels():
+            assert shown is not None, "a view of labels has a context"
+            given = names(task, kind, shown.seed, shown.draw)
+            before = [given.utterance(u) for u in shown.demonstrations]
+            seen = given.utterance(utterance)
+            return example(seen, VIEWS[view], given.task, tokens, recordings, demonstrations=before)
+
+
+def training_examples(
+    resolved, corpus, contexts: Mapping[str, Context], tokens: Tokens, recordings: Recordings
+) -> Callable[[Stage, str, int, int, int], Example]:
+    """Makes the example of (stage, source, row, view, number of the presentation in the stage) of a resolved job."""
+    tasks = {task.name: task for task in resolved.spec.tasks}
+    rows = {name: corpus.sources[name].rows for name in resolved.sources}
+    in_order = list(rows.values())
+
+    def make(stage: Stage, source: str, row: int, view: int, at: int) -> Example:
+        found = contexts.get(stage.name)
+        shown = found and found.at(at, resolved.spec.seed, in_order)
+        return training_example(rows[source][row], view, stage.view, tasks, tokens, recordings, shown)
+
+    return make

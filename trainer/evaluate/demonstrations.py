@@ -10,7 +10,7 @@ from trainer import answers
 from trainer.manifest import Utterance
 from trainer.rng import permutation
 from trainer.spec import Demos, Task
-from trainer.tokens import DataError
+from trainer.tokens import DataError, demonstration
 
 
 class Demonstrations:
@@ -36,10 +36,8 @@ class Demonstrations:
         shown, task = self.of(query), self.tasks[query.task]
         key = (query.task, query.language, *(u.id for u in shown))
         if key not in self._asked:
-            lines = [answers.instruction(task, query.language)]
-            for u in shown:
-                lines += [f"Input: {u.text}", f"Answer: {answers.render(u.label, task)}"]  # type: ignore[arg-type]
-            told = {"instruction": {query.language: "\n".join(lines)}, "menu": False}
+            lines = answers.instruction(task, query.language, None, [demonstration(u, task) for u in shown])
+            told = {"instruction": {query.language: lines}, "menu": False}
             self._asked[key] = task.model_copy(update=told)
         return self._asked[key]
 

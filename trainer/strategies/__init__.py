@@ -8,15 +8,17 @@ from trainer.strategies.auto import Auto
 from trainer.strategies.baselines import Baseline, LinearProbe, Majority, Untuned
 from trainer.strategies.budget import Budget
 from trainer.strategies.custom import Custom
+from trainer.strategies.label_permutation import LabelPermutation
 from trainer.strategies.limited_speech import LimitedSpeech
 from trainer.strategies.sft import Sft
 
-STRATEGIES = (Auto, Sft, LimitedSpeech, Custom, Majority, Untuned, LinearProbe)
+STRATEGIES = (Auto, Sft, LimitedSpeech, LabelPermutation, Custom, Majority, Untuned, LinearProbe)
 
 PAPERS = {
     "auto": "none: picks one of the others from the data",
     "sft": "none: plain fine-tuning, the control",
     "limited_speech": "Exploring Fine-Tuning of LALMs for SLU under Limited Speech Data (arXiv 2509.15389)",
+    "label_permutation": "SLU on Unseen Tasks With In-Context Learning (arXiv 2505.07731)",
     "custom": "none: stages written out by hand",
     "majority": "none: the most frequent answer",
     "untuned": "none: the base as it is",
@@ -26,7 +28,6 @@ PAPERS = {
 NOT_BUILT_YET = {
     "data_scheduling": "arXiv 2601.12494",
     "salad": "distillation with active selection",
-    "label_permutation": "random-label in-context tuning",
     "contrastive": "arXiv 2412.15712",
 }
 
@@ -41,12 +42,12 @@ def _by_name(value: Any) -> Any:
 
 
 Recipe = Annotated[
-    Auto | Sft | LimitedSpeech | Custom | Majority | Untuned | LinearProbe,
+    Auto | Sft | LimitedSpeech | LabelPermutation | Custom | Majority | Untuned | LinearProbe,
     Field(discriminator="name"),
     BeforeValidator(_by_name),
 ]
 
 __all__ = [
-    "NOT_BUILT_YET", "PAPERS", "STRATEGIES", "Auto", "Baseline", "Budget", "Custom", "LimitedSpeech", "LinearProbe",
-    "Majority", "Recipe", "Sft", "Untuned",
+    "NOT_BUILT_YET", "PAPERS", "STRATEGIES", "Auto", "Baseline", "Budget", "Custom", "LabelPermutation",
+    "LimitedSpeech", "LinearProbe", "Majority", "Recipe", "Sft", "Untuned",
 ]  # fmt: skip

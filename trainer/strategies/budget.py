@@ -1,11 +1,13 @@
 """What a strategy is given besides its own knobs: how many rows there are and how long it may train."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trainer.fields import problem
-from trainer.stage import Optimizer, Trainable
+from trainer.stage import Optimizer, Plain, Source, Stage, Trainable, View
+
+SOURCES: tuple[Source, ...] = ("text", "synthetic", "speech")
 
 
 class Budget(NamedTuple):
@@ -39,3 +41,22 @@ def need(rows: Mapping[str, int], source: str, why: str) -> int:
         field = "data.speech or data.corpus" if source == "speech" else f"data.{source}"
         raise problem("recipe", f"{why} needs the source '{source}'; give {field}")
     return rows[source]
+
+
+def in_proportion(
+    name: str, sources: Sequence[Source] | None, rows: Mapping[str, int], budget: Budget, view: View | None = None
+) -> Stage:
+    """One stage over the sources (None: all there are), each in proportion to its rows; `view`: other than plain."""
+    chosen = sources or [s for s in SOURCES if rows.get(s)]
+    missing = [s for s in chosen if not rows.get(s)]
+    if missing or not chosen:
+        raise problem("recipe.sources", f"no rows in {', '.join(missing) or 'any source'}; give them in data")
+    total = sum(rows[s] for s in chosen)
+    return Stage(
+        name=name,
+        steps=budget.steps_for(budget.epochs * total),
+        mix={s: rows[s] / total for s in chosen},
+        trainable=budget.trainable(hears=list(chosen) != ["text"]),
+        optimizer=budget.optimizer,
+        view=view or Plain(),
+    )
