@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.demonstrations import Candidates, sample, tfidf_nearest
+from trainer.demonstrations import Candidates, TfIdf, sample
 from trainer.spec import Task
 from trainer.tokens import asked, demonstration
 from trainer.utterance import Utterance
@@ -50,13 +50,13 @@ def slow(sentences, query, own, count):
 def test_tfidf_is_the_double_loop(query):
     own = SENTENCES.index(query) if query in SENTENCES else None
     for count in (1, 3, 20):
-        assert tfidf_nearest(SENTENCES, [query], [own], count) == [slow(SENTENCES, query, own, count)]
+        assert TfIdf(SENTENCES).nearest([query], [own], count) == [slow(SENTENCES, query, own, count)]
 
 
 def test_many_queries_in_blocks_are_each_alone():
     queries = [f"{SENTENCES[n % 11]} {n % 7}" for n in range(600)]
-    alone = {q: tfidf_nearest(SENTENCES, [q], [None], 3)[0] for q in set(queries)}
-    assert tfidf_nearest(SENTENCES, queries, [None] * 600, 3) == [alone[q] for q in queries]
+    alone = {q: TfIdf(SENTENCES).nearest([q], [None], 3)[0] for q in set(queries)}
+    assert TfIdf(SENTENCES).nearest(queries, [None] * 600, 3) == [alone[q] for q in queries]
 
 
 def test_the_queries_own_sentence_is_never_shown_nor_any_twice():
@@ -94,7 +94,7 @@ def test_a_sample_is_uniform_without_repetition():
 
 
 def test_ties_go_to_the_earlier_row():
-    assert tfidf_nearest(["b c", "a b", "a b", "zz"], ["a b"], [None], 4) == [[1, 2, 0, 3]]
+    assert TfIdf(["b c", "a b", "a b", "zz"]).nearest(["a b"], [None], 4) == [[1, 2, 0, 3]]
 
 
 def test_demonstrations_stand_between_menu_and_question():

@@ -6,6 +6,7 @@ import pytest
 import toy
 
 from trainer.decoding.prompts import Prompts
+from trainer.demonstrations import Candidates
 from trainer.evaluate import predict
 from trainer.evaluate.demonstrations import Demonstrations
 from trainer.families import load
@@ -37,6 +38,19 @@ def test_the_first_of_a_seeded_order_whatever_the_manifest_says():
     assert [u.id for u in Demonstrations(Demos(k=5), POOL[::-1], {"t": TASK}).of(query)] == ids
     assert [u.id for u in Demonstrations(Demos(k=3), POOL, {"t": TASK}).of(query)] == ids[:3]
     assert [u.id for u in Demonstrations(Demos(k=5, seed=1), POOL, {"t": TASK}).of(query)] != ids
+
+
+def test_tfidf_shows_the_nearest_last_and_asks_for_a_transcript():
+    demos = Demonstrations(Demos(k=3, retriever="tfidf"), POOL, {"t": TASK})
+    near = Candidates(demos._candidates.rows, 0).nearest([said("q", "sentence 17 again")], 3)[0]
+    shown = demos.of(said("q", "sentence 17 again"))
+    assert shown[-1].id == "p17"
+    assert [u.id for u in shown] == [demos._candidates.rows[n].id for n in reversed(near)]
+    assert "p3" not in [u.id for u in demos.of(said("q", "Sentence 3!"))]
+    with pytest.raises(DataError, match="utterance q: no transcript to look demonstrations up by"):
+        demos.of(said("q", None, audio="/a.wav"))
+    with pytest.raises(DataError, match="the training side has 19 demonstrations of task t"):
+        Demonstrations(Demos(k=20, retriever="tfidf"), POOL, {"t": TASK}).of(said("q", "sentence 3"))
 
 
 def test_neither_the_query_nor_what_says_the_same_is_shown():

@@ -37,6 +37,7 @@ class Candidates:
         self._sentences: dict[Group, list[str]] = {}
         self._places: dict[Group, list[int]] = {}
         self._at: dict[Group, dict[str, int]] = {}
+        self._tfidf: dict[Group, TfIdf] = {}
         for key, places in found.items():
             kept = list(places)
             if len(kept) > MOST_CANDIDATES:
@@ -70,7 +71,9 @@ class Candidates:
             own = [self._own(queries[n]) for n in members]
             texts = [queries[n].text or "" for n in members]
             if embed is None:
-                near = tfidf_nearest(sentences, [basic(text) for text in texts], own, count)
+                if key not in self._tfidf:
+                    self._tfidf[key] = TfIdf(sentences)
+                near = self._tfidf[key].nearest([basic(text) for text in texts], own, count)
             else:
                 shown = [self.rows[k].text or "" for k in self._places[key]]
                 near = embedded_nearest(embed(shown), embed(texts), own, count)
@@ -102,29 +105,30 @@ def sample(total: int, words: Iterable[int], without: Iterable[int] = ()) -> lis
     return out
 
 
-def tfidf_nearest(
-    sentences: Sequence[str], queries: Sequence[str], own: Sequence[int | None], count: int
-) -> list[list[int]]:
-    """For every query up to `count` sentences by falling cosine of TF-IDF vectors, sentence `own` left out.
+class TfIdf:
+    """Sentences as TF-IDF vectors. Terms are words and character trigrams; weight (1 + ln tf) · (1 + ln((1 + n) /
+    (1 + df)))."""
 
-    Terms are words and character trigrams; weight (1 + ln tf) · (1 + ln((1 + n) / (1 + df))). Similarities count to
-    six decimals, so that the order does not depend on how sums are rounded.
-    """
-    vocabulary: dict[str, int] = {}
-    counted = [_terms(s, vocabulary, grow=True) for s in sentences]
-    df = np.zeros(len(vocabulary))
-    for terms in counted:
-        df[list(terms)] += 1
-    idf = 1 + np.log((1 + len(sentences)) / (1 + df))
-    table = _vectors(counted, idf).T.tocsr()
-    asked = _vectors([_terms(q, vocabulary) for q in queries], idf)
-    return _nearest(lambda block: (asked[block] @ table).toarray(), len(queries), own, count)
+    def __init__(self, sentences: Sequence[str]):
+        self._vocabulary: dict[str, int] = {}
+        counted = [_terms(s, self._vocabulary, grow=True) for s in sentences]
+        df = np.zeros(len(self._vocabulary))
+        for terms in counted:
+            df[list(terms)] += 1
+        self._idf = 1 + np.log((1 + len(sentences)) / (1 + df))
+        self._table = _vectors(counted, self._idf).T.tocsr()
+
+    def nearest(self, queries: Sequence[str], own: Sequence[int | None], count: int) -> list[list[int]]:
+        """For every query up to `count` sentences by falling cosine, sentence `own` left out. Similarities count to six
+        decimals, so that the order does not depend on how sums are rounded."""
+        asked = _vectors([_terms(q, self._vocabulary) for q in queries], self._idf)
+        return _nearest(lambda block: (asked[block] @ self._table).toarray(), len(queries), own, count)
 
 
 def embedded_nearest(
     sentences: np.ndarray, queries: np.ndarray, own: Sequence[int | None], count: int
 ) -> list[list[int]]:
-    """The same by the cosine of unit vectors, each of shape (texts, width)."""
+    """The same from unit vectors, each of shape (texts, width)."""
     return _nearest(lambda block: queries[block] @ sentences.T, len(queries), own, count)
 
 

@@ -153,8 +153,10 @@ class Demos(Spec):
 
     k: int = Field(default=0, ge=0, le=64)
     """How many; 0 is zero-shot."""
-    retriever: Literal["random"] = "random"
-    """Which: the first k of one seeded order, the same for all utterances but those that say what one of them says."""
+    retriever: Literal["random", "tfidf"] = "random"
+    """Which. `random`: the first k of one seeded order, the same for all utterances but those that say what one of them
+    says. `tfidf`: the k nearest to the utterance's own transcript, which production has not (arXiv 2505.07731 retrieves
+    by it too, with a sentence encoder), the nearest last, as in training."""
     seed: int = 0
     """Of that order."""
 
