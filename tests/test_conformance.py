@@ -179,7 +179,7 @@ def test_computing_activations_again_changes_nothing(folder, tuning, monkeypatch
 
 def test_parameters_are_estimated_from_the_config(family, folder, base):
     """Norms and biases are left out, and a head may be the embeddings themselves."""
-    lm, met, encoder = parameters(family, json.loads((folder / "config.json").read_text()))
+    lm, met, encoder = parameters(family.split(":")[0], json.loads((folder / "config.json").read_text()))
     made = sum(p.numel() for n, p in base.stock.named_parameters() if base.part_of(n) == "lm")
     if base.stock.get_input_embeddings().weight is base.lm_head.weight:
         made += base.lm_head.weight.numel()

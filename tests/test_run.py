@@ -296,7 +296,7 @@ def test_a_recording_longer_than_the_window_is_named(world, tmp_path):
 
 def test_a_bug_is_written_and_raised(world, tmp_path, monkeypatch):
     store = FolderStore(tmp_path)
-    monkeypatch.setattr("trainer.baselines.predict", lambda *_: 1 / 0)
+    monkeypatch.setattr("trainer.baselines.predict", lambda *_, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         go(world, store)
     result = Result.model_validate_json(store.get("attempts/1/result.json"))

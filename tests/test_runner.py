@@ -285,7 +285,7 @@ def test_missing_data_is_the_jobs_failure(server, settings, job, tmp_path):
 
 def test_after_an_unexpected_error_it_takes_no_further_job(server, settings, job, tmp_path, monkeypatch):
     attempt, second = server.submit(job, "ftjob-1"), server.submit(job, "ftjob-2")
-    monkeypatch.setattr("trainer.baselines.predict", lambda *_: 1 / 0)
+    monkeypatch.setattr("trainer.baselines.predict", lambda *_, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         serve(Ranks(), settings(), "code-1")
     assert (attempt.done["outcome"], attempt.done["reason"]) == ("failed", "infrastructure")
