@@ -110,7 +110,7 @@ class TestSpokenSquad:
         )
         assert any("WER44" in note for note in report.notes)
         stored = (tmp_path / "out" / "report.json").read_text()
-        assert "same_audio_twice" in stored  # two questions about one passage
+        assert "same_audio_twice" not in stored  # two questions about one passage are meant
         assert str(tmp_path) not in stored
 
 
