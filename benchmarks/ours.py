@@ -37,7 +37,7 @@ def loop(
     n = steps * batch
     plan = StagePlan(np.zeros(n, np.uint16), np.arange(n, dtype=np.uint32), np.ones(n, np.uint8))
     return Loop(
-        model, [stage], [plan], lambda stage, source, row, view: examples[row],
+        model, [stage], [plan], lambda stage, source, row, view, at: examples[row],
         global_batch=batch, seed=0, budget=budget, checkpoint_every=10**9, sink=sink,
     )  # fmt: skip
 

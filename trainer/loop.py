@@ -92,8 +92,8 @@ class Loop:
             parts.setdefault(model.part_of(name), []).append(parameter)
         # foreach=False: one parameter after the other, so that the bits do not depend on how tensors are
         # grouped.
-        kind = {"fused": True} if model.device.type == "cuda" else {"foreach": False}
-        self.optimizer = torch.optim.AdamW([{"params": p, "part": k} for k, p in parts.items()], **kind)
+        groups = [{"params": p, "part": k} for k, p in parts.items()]
+        self.optimizer = torch.optim.AdamW(groups, foreach=False, fused=model.device.type == "cuda")
         self.step = 0
         self.action = "continue"
         self.logs: list[str] = []
