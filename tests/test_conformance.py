@@ -1,6 +1,7 @@
 """What every family must do alike: one suite over tiny random bases of the real classes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from trainer.objectives import cross_entropy as pieces
 from trainer.objectives import objective_loss
 from trainer.objectives.cross_entropy import cross_entropy
 from trainer.spec import Execution, Tuning
-from trainer.stage import CrossEntropy
+from trainer.stage import Contrastive, CrossEntropy, Distillation
 from trainer.tokens import AUDIO, LengthError, render
 from trainer.views import Example
 
@@ -186,6 +187,40 @@ def test_parameters_are_estimated_from_the_config(family, folder, base):
     assert abs(lm - made) <= 0.01 * made
     assert met <= lm
     assert encoder > 0
+
+
+def test_states_of_layers_are_the_stock_ones(base):
+    """Every example of the pack alone, at the inputs (which Granite's decoder scales first), in the middle and after
+    the final norm."""
+    examples = [replace(e, answer=()) for e in mixed(base)]
+    last = len(base.language_model.layers)
+    depths = [0, 1, last]
+    with torch.no_grad():
+        for e, found in zip(examples, base.layer_states(examples, depths), strict=True):
+            inputs = base.embed(torch.tensor([e.prompt]), [] if e.wave is None else [e.wave])
+            want = base.language_model(inputs_embeds=inputs, output_hidden_states=True).hidden_states
+            scale = float(want[0].norm() / inputs.norm())
+            for depth, states in zip(depths, found, strict=True):
+                assert close(states * (scale if depth == 0 else 1), want[depth][0], 1e-4), (e.name, depth)
+
+
+@pytest.mark.parametrize("kind", [
+    Distillation(alpha=0.5), Contrastive(group_size=2, answer_weight=1.0),
+    Contrastive(group_size=4, similarity="wasserstein"),
+], ids=["distillation", "cosine", "wasserstein"])  # fmt: skip
+def test_objectives_that_compare_have_finite_gradients(folder, kind):
+    model = trained(folder)
+    model.train()
+    words = [model.tokens.text_ids(w) for w in ("a low tone", "a high one", "x", "nothing")]
+    if kind.twin == "asked":
+        read_instead = [(model.tokens.prompt_ids(ASK, w), e) for w, e in zip("abcd", heard(model), strict=True)]
+        examples = [replace(e, twin=Example("", prompt, e.answer, None, ASK)) for prompt, e in read_instead]
+    else:
+        examples = [replace(e, twin=Example("", w, (), None)) for w, e in zip(words, heard(model), strict=True)]
+    objective_loss(kind, model, model.collate(examples)).total.backward()
+    found = {model.part_of(k): p.grad for k, p in model.trained.items() if p.grad is not None}
+    assert {"lm", "projector"} <= set(found)
+    assert all(torch.isfinite(p.grad).all() for p in model.trained.values() if p.grad is not None)
 
 
 def test_sharing_leaves_tokens_out(base):

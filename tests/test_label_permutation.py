@@ -28,7 +28,7 @@ from trainer.store import FolderStore
 from trainer.strategies import LabelPermutation
 from trainer.study import expand, load
 from trainer.tokens import DataError, Tokens
-from trainer.views import Recordings, training_examples
+from trainer.views import Recordings, reference_examples, training_examples
 
 TASK = {
     "name": "tone", "instruction": {"en": "Which tone?"}, "answer": "label", "labels": toy.LABELS, "menu": True,
@@ -213,10 +213,10 @@ def test_a_sentence_encoder_that_has_changed_is_refused(world, bert, tmp_path):
 def test_how_long_a_draw_holds(world):
     """24 sentences and 18 recordings in two stages of 8 + 8 steps of 8: about three passes each."""
 
-    def draws(scope):
+    def draws(scope, fraction=1):
         view = {"kind": "labels", "labels": "random", "scope": scope}
         mix = {"text": 0.5, "speech": 0.5}
-        stages = [{"name": n, "steps": 8, "mix": mix, "view": view} for n in ("a", "b")]
+        stages = [{"name": n, "steps": 8, "mix": mix, "view": view, "fraction": fraction} for n in ("a", "b")]
         resolved, corpus = toy.resolved(*world, recipe={"name": "custom", "stages": stages}, steps=None)
         plans, found = contexts(resolved, corpus)
         return plans, np.concatenate([c.draw for c in found])
@@ -228,6 +228,9 @@ def test_how_long_a_draw_holds(world):
     source = np.concatenate([plan.source for plan in plans])
     assert epoch[source == 0].tolist() == [n // 24 for n in range(64)]
     assert epoch[source == 1].tolist() == [n // 18 for n in range(64)]
+    _, epoch = draws("epoch", 0.5)  # 12 sentences and 9 recordings, in passes of each stage's own
+    assert epoch[source == 0].tolist() == [n // 12 for n in range(32)] * 2
+    assert epoch[source == 1].tolist() == [n // 9 for n in range(32)] * 2
 
 
 def test_resumed_is_undisturbed_and_the_context_is_an_input(world, tmp_path):
@@ -309,6 +312,46 @@ def test_a_custom_stage_names_its_own_field(world):
     stages = [{"name": "a", "steps": 8, "mix": {"text": 1}, "view": view}]
     with pytest.raises(SpecError, match=r"recipe\.stages\[0\]\.view\.symbols: 1 for the 3 labels"):
         toy.resolved(*world, recipe={"name": "custom", "stages": stages}, steps=None)
+
+
+def test_demonstrations_and_a_part_of_the_rows_do_not_go_together(world):
+    view = {"kind": "labels", "demonstrations": {"most": 1}}
+    stages = [{"name": "a", "steps": 8, "mix": {"text": 1}, "view": view, "fraction": 0.5}]
+    with pytest.raises(SpecError, match=r"demonstrations come from all rows.*use fraction: 1"):
+        toy.resolved(*world, recipe={"name": "custom", "stages": stages}, steps=None)
+
+
+def test_what_labels_are_called_and_what_teaches_go_together(world, tmp_path):
+    """A distilled recording is held against its transcript under the same names and demonstrations; misalignment is
+    measured under the labels' own."""
+    stage = {
+        "name": "a", "steps": 4, "mix": {"speech": 1}, "objective": {"kind": "distillation"}, "measure": {"every": 2},
+        "view": {"kind": "labels", "labels": "symbol", "demonstrations": {"least": 1, "most": 1}},
+    }  # fmt: skip
+    resolved, corpus = toy.resolved(*world, recipe={"name": "custom", "stages": [stage]}, steps=None)
+    (plan,), (found,) = contexts(resolved, corpus)
+    made_of = (Tokens(world[0]), Recordings(16000))
+    make = training_examples(resolved, corpus, {"a": found}, *made_of)
+    row = int(plan.row[0])
+    heard, decode = make(resolved.stages[0], "speech", row, 1, 0), made_of[0].tokenizer.decode
+    assert heard.twin is not None
+    listened, read = (
+        [line for line in decode(e.prompt).splitlines() if line.startswith(("- ", "Input: ", "Answer: "))]
+        for e in (heard, heard.twin)
+    )
+    assert listened == read
+    assert [line[:6] for line in read] == ["- alph", "- beta", "- gamm", "Input:", "Answer"]
+    spoken = corpus.sources["speech"].rows[row].text
+    assert spoken in decode(heard.twin.prompt)
+    assert spoken not in decode(heard.prompt)
+    assert heard.twin.answer == heard.answer
+    assert heard.twin.wave is None
+    for example in reference_examples(resolved, corpus, *made_of, resolved.stages[0]):
+        assert decode(example.answer).strip() in toy.LABELS
+        assert "- low: a deep voice" in decode(example.twin.prompt)
+    events: list = []
+    assert run(resolved, FolderStore(tmp_path), events.append, corpus=corpus, threads=1).outcome == "succeeded"
+    assert [e["step"] for e in events if e["kind"] == "step" and "misalignment" in e] == [2, 4]
 
 
 def test_knobs_that_say_nothing_do_not_make_another_job(world):

@@ -92,11 +92,11 @@ def memory_of(limit, loop, monkeypatch):
     """Micro-batches of more than `limit` examples run out of memory."""
     whole, sizes = loop._backward, []
 
-    def backward(stage, examples, first):
+    def backward(stage, examples, *rest):
         sizes.append(len(examples))
         if len(examples) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(stage, examples, first)
+        return whole(stage, examples, *rest)
 
     monkeypatch.setattr(loop, "_backward", backward)
     return sizes
@@ -131,10 +131,10 @@ def test_one_example_that_does_not_fit_ends_the_run_with_its_reason(job, world, 
     loop = toy.loop(resolved, corpus, model, store=FolderStore(tmp_path), checkpoint_every=100)
     whole = loop._backward
 
-    def backward(stage, examples, first):
+    def backward(stage, examples, *rest):
         if loop.step == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(stage, examples, first)
+        return whole(stage, examples, *rest)
 
     monkeypatch.setattr(loop, "_backward", backward)
     outcome = loop.run()

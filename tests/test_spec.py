@@ -39,7 +39,7 @@ REFUSED = [
     ({"data": {"corpus": "x", "spech_fraction": 0.1}}, "data.spech_fraction: unknown key; did you mean 'speech_"),
     ({"recipe": {"name": "limited_speech", "shceme": "x"}}, "recipe.shceme: unknown key; did you mean 'scheme'"),
     ({"recipe": {"name": "limited_speech", "scheme": "mixed"}}, "'text_only', 'synthetic_only', 'speech_only'"),
-    ({"recipe": "salad"}, "recipe 'salad' (distillation with active selection) is not built yet"),
+    ({"recipe": "data_scheduling"}, "recipe 'data_scheduling' (arXiv 2601.12494) is not built yet"),
     ({"recipe": "sftt"}, "'custom', 'majority', 'untuned', 'linear_probe' (given: 'sftt')"),
     ({"recipe": {"name": "limited_speech", "speech_share": "5%", "speech_presentations": 2}}, "keep one"),
     ({"recipe": {"name": "limited_speech", "scheme": "text_only", "abundant": "synthetic"}}, "say synthetic_only"),

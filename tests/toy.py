@@ -1,6 +1,7 @@
 """A random-weight base small enough for a test, and a data set of tones made on the spot."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def loop(resolved, corpus, model, **options):
     from trainer.context import context, has_context
     from trainer.loop import Loop
     from trainer.plan import plan_stage
-    from trainer.views import Recordings, training_examples
+    from trainer.views import Recordings, reference_examples, training_examples
 
     spec = resolved.spec
     plans = [plan_stage(resolved, n) for n in range(len(resolved.stages))]
@@ -105,9 +106,11 @@ def loop(resolved, corpus, model, **options):
         for n, stage in enumerate(resolved.stages)
         if has_context(stage)
     }
-    examples = training_examples(resolved, corpus, contexts, model.tokens, Recordings(16000))
+    made_of = (model.tokens, Recordings(16000))
+    examples = training_examples(resolved, corpus, contexts, *made_of)
     given = {
         "global_batch": spec.global_batch, "seed": spec.seed, "budget": 1000,
-        "checkpoint_every": spec.checkpoint_every, **options,
+        "checkpoint_every": spec.checkpoint_every,
+        "reference": partial(reference_examples, resolved, corpus, *made_of), **options,
     }  # fmt: skip
     return Loop(model, resolved.stages, plans, examples, **given)

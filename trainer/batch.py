@@ -48,15 +48,27 @@ def _common(prompts: Sequence[tuple[int, ...]], audio_id: int) -> int:
 
 
 def assign(
-    lengths: Sequence[int], shared: Sequence[Shared], budget: int, world_size: int = 1, *, even: bool = False
+    lengths: Sequence[int],
+    shared: Sequence[Shared],
+    budget: int,
+    world_size: int = 1,
+    *,
+    even: bool = False,
+    unit: int = 1,
 ) -> list[list[list[int]]]:
     """Micro-batches per rank, as indices into the step's examples: result[rank][micro-batch] = [index, …].
 
     Every example of the step is in exactly one micro-batch. A micro-batch costs the tokens that are computed (a
     shared prefix once per micro-batch) and stays within `budget`, or holds a single example. Rank r takes every
     `world_size`-th example in order of group and length, so that ranks do alike work. `even`: every rank gets the same
-    number of micro-batches, by cutting some in two; a rank with too few examples for that gets empty ones. Pure.
+    number of micro-batches, by cutting some in two; a rank with too few examples for that gets empty ones. `unit`:
+    so many examples in a row stay together, in order, and count as one whose tokens are all computed. Pure.
     """
+    if unit > 1:
+        starts = range(0, len(lengths), unit)
+        whole = [sum(lengths[i : i + unit]) for i in starts]
+        cut = assign(whole, [Shared(0, tuple(range(len(whole))))], budget, world_size, even=even)
+        return [[[i for n in b for i in range(len(lengths))[starts[n] :][:unit]] for b in rank] for rank in cut]
     order = [(i, n) for n, group in enumerate(shared) for i in group.members]
     ranks = []
     for rank in range(world_size):
@@ -118,13 +130,13 @@ class Batch:
     """(supervised,) the place whose state predicts it, rising."""
     targets: torch.Tensor
     """(supervised,) the token to predict: the answer and its end, nothing else."""
-    size: int
-    """Examples."""
+    examples: tuple[Example, ...]
+    """What it is made of, as given to `collate`."""
     given: int
     """Tokens of the examples, each counted whole: `given` / `time` is the sharing factor."""
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.examples)
 
     def visible(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Whether the token at place `query` sees the one at place `key`: the one source of every attention mask."""
@@ -185,5 +197,6 @@ def collate(
     supervised = torch.tensor([rows, at, targets], dtype=torch.long, device=device)
     return Batch(
         ids=tokens[0], positions=tokens[1], segments=tokens[2], sees=tokens[3], groups=tuple(laid), waves=waves,
-        rows=supervised[0], at=supervised[1], targets=supervised[2], size=len(examples), given=sum(map(len, examples)),
+        rows=supervised[0], at=supervised[1], targets=supervised[2], examples=tuple(examples),
+        given=sum(map(len, examples)),
     )  # fmt: skip

@@ -151,7 +151,7 @@ def draws(resolved: Resolved, stage_index: int, plan: StagePlan) -> np.ndarray:
             before = shown_before(resolved, stage_index)
             for n, name in enumerate(stage.sources):
                 at = np.flatnonzero(plan.source == n)
-                number[at] = (before[name] + np.arange(len(at))) // resolved.sources[name].rows
+                number[at] = (before[name] + np.arange(len(at))) // stage.kept(resolved.sources[name].rows)
         case "run":
             number[:] = 0
     return number.astype(np.uint32)

@@ -7,7 +7,7 @@ micro-batches or spread over ranks changes its result by rounding only.
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import torch
 
 from trainer import checkpoint as checkpoints
 from trainer.ahead import Ahead
-from trainer.batch import Batch, assign, groups
+from trainer.batch import assign, groups
 from trainer.checkpoint import Checkpoint
 from trainer.fields import problem
 from trainer.memory import out_of_memory
-from trainer.objectives import Loss, objective_loss
+from trainer.objectives import Size, objective_loss
+from trainer.objectives.misalignment import measure
 from trainer.plan import StagePlan
 from trainer.ranks import ACTIONS, Ranks, checked
 from trainer.rng import seed_of
@@ -58,6 +59,8 @@ class Trial:
     """Tokens of the rank's examples, each counted whole."""
     computed: int = 0
     """Tokens that the language model computed for them."""
+    figures: list[float] = field(default_factory=list)
+    """The objective's figures, each summed over the rank's examples."""
 
 
 class Loop:
@@ -81,11 +84,13 @@ class Loop:
         control: Callable[[], str] = lambda: "continue",
         ranks: Ranks | None = None,
         judge: Callable[[int], Sequence[Event]] = lambda step: (),
+        reference: Callable[[Stage], list[Example]] = lambda stage: [],
     ):
         self.model, self.stages, self.plans, self.examples = model, stages, plans, examples
         self.global_batch, self.seed, self.budget = global_batch, seed, budget
         self.checkpoint_every, self.store, self.attempt = checkpoint_every, store, attempt
         self.sink, self.control, self.ranks, self.judge = sink, control, ranks or Ranks(), judge
+        self.reference = reference
         self.parameters = list(model.trained.values())
         parts: dict[str, list] = {}
         for name, parameter in model.trained.items():
@@ -134,6 +139,8 @@ class Loop:
             group.update(betas=(o.beta1, o.beta2), eps=o.epsilon, weight_decay=o.weight_decay)
         requested = {s: shares(curve, stage.steps) for s, curve in stage.mix.items()}
         self.model.train()
+        with self.ranks.together():
+            self.measured = self.reference(stage) if stage.measure else []
         with self.ahead(stage, plan) as ahead:
             return self._steps(stage, plan, first, requested, ahead)
 
@@ -153,7 +160,9 @@ class Loop:
             self.action = "continue"
             trial, reduced, action = self._gradients(stage, ahead, t)
             if reduced is None:
-                return self._stop("out_of_memory", "one example alone does not fit into the memory; use a smaller "
+                least = stage.objective.unit
+                what = "one example" if least == 1 else f"one group of {least} examples"
+                return self._stop("out_of_memory", f"{what} alone does not fit into the memory; use a smaller "
                                   "base, shorter recordings, or a device with more memory")  # fmt: skip
             tokens, loss = int(reduced[0]), float(reduced[1])
             norm = self._gradient_norm(tokens)
@@ -170,7 +179,8 @@ class Loop:
                 "requested_mix": {s: float(requested[s][t]) for s in stage.sources},
                 "realised_mix": {s: shown[n] / self.global_batch for n, s in enumerate(stage.sources)},
                 "seconds": time.perf_counter() - began, "data_wait": trial.data_seconds,
-                "sharing": trial.given / max(1, trial.computed),
+                "sharing": trial.given / max(1, trial.computed), **self._divergences(stage, t),
+                **{k: float(reduced[2 + n]) / self.global_batch for n, k in enumerate(stage.objective.figures)},
             }, reduced[-self.global_batch :].tolist())  # fmt: skip
             if action == "abort":
                 return self._stop("user", "aborted on request")
@@ -184,8 +194,8 @@ class Loop:
         """Summed gradients of the step on every rank, repeated with smaller micro-batches while memory is
         short. What failed on one rank is raised on all.
 
-        Returns the last trial, the reduced figures [tokens, loss, row losses…] (None: out of memory for good)
-        and the strongest action that any rank was told.
+        Returns the last trial, the reduced figures [tokens, loss, the objective's…, row losses…] (None: out of
+        memory for good) and the strongest action that any rank was told.
         """
         before = self.budget
         while True:
@@ -193,12 +203,12 @@ class Loop:
             try:
                 trial, smallest = self._try(stage, ahead, t, rows)
             except Exception as error:
-                trial, smallest, failure = Trial(), False, error
+                trial, smallest, failure = Trial(figures=[0.0] * len(stage.objective.figures)), False, error
             for parameter in self.open:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             said = [trial.out_of_memory, smallest, *(self.action == a for a in ACTIONS), failure is not None]
-            figures = torch.tensor([*map(float, said), trial.tokens, trial.loss])
+            figures = torch.tensor([*map(float, said), trial.tokens, trial.loss, *trial.figures])
             width = sum(p.numel() for p in self.open)
             if self.ranks.world_size > 1:
                 flat = torch.cat([p.grad.reshape(-1).float().cpu() for p in self.open] + [figures, rows])
@@ -231,19 +241,21 @@ class Loop:
         self.action = max(self.action, checked(self.control()), key=ACTIONS.index)
         for parameter in self.parameters:
             parameter.grad = None
-        trial, single = Trial(), False
+        objective = stage.objective
+        trial, single = Trial(figures=[0.0] * len(objective.figures)), False
         began = time.perf_counter()
         chosen = ahead.step(t)
         trial.data_seconds = time.perf_counter() - began
         shared = groups(chosen, audio_id=self.model.tokens.audio_id, share=self.model.shares)
-        lengths, even = [len(e) for e in chosen], self.model.sharded
-        for indices in assign(lengths, shared, self.budget, self.ranks.world_size, even=even)[self.ranks.rank]:
-            single = len(indices) <= 1
+        lengths, size = [len(e) for e in chosen], Size(len(chosen), sum(len(e.answer) for e in chosen))
+        how = {"even": self.model.sharded, "unit": objective.unit}
+        for indices in assign(lengths, shared, self.budget, self.ranks.world_size, **how)[self.ranks.rank]:
+            single = len(indices) <= objective.unit
             try:
                 if not indices:  # the others need this rank's part of the base
-                    self._backward(stage, chosen[:1], 0, weight=0.0)
+                    self._backward(stage, chosen[: objective.unit], 0, size, weight=0.0)
                     continue
-                batch, loss = self._backward(stage, [chosen[i] for i in indices], indices[0])
+                batch, loss = self._backward(stage, [chosen[i] for i in indices], indices[0], size)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -253,15 +265,16 @@ class Loop:
             trial.loss += float(loss.total.detach())
             trial.given += batch.given
             trial.computed += len(batch.ids)
+            if loss.figures is not None:
+                trial.figures = [a + b for a, b in zip(trial.figures, loss.figures.tolist(), strict=True)]
             rows[indices] = loss.rows.cpu()
         return trial, trial.out_of_memory and single
 
-    def _backward(
-        self, stage: Stage, examples: list[Example], first: int, weight: float = 1.0
-    ) -> tuple[Batch, Loss]:
+    def _backward(self, stage: Stage, examples: list[Example], first: int, size: Size, *, weight: float = 1.0):
+        """(pack, loss) of a micro-batch of a step of `size`, its gradients times `weight` added to `.grad`."""
         batch = self.model.collate(examples)
         torch.manual_seed(seed_of(self.seed, "dropout", self.step, first))
-        loss = objective_loss(stage.objective, self.model, batch)
+        loss = objective_loss(stage.objective, self.model, batch, size)
         if loss.total.requires_grad:  # text alone never reaches a projector or an encoder that learns alone
             (loss.total * weight).backward()
         return batch, loss
@@ -290,6 +303,13 @@ class Loop:
             group["lr"] = rate * self.model.lr_scales[group["part"]]
         self.optimizer.step()
         return rate
+
+    def _divergences(self, stage: Stage, t: int) -> dict[str, float]:
+        """Misalignment and forgetting after step t of a stage, where it asks for them. Every rank measures all, so that
+        a base split over ranks is gathered by all alike."""
+        if stage.measure is None or ((t + 1) % stage.measure.every and t + 1 < stage.steps):
+            return {}
+        return measure(self.model, self.measured, self.budget)._asdict()
 
     def _report(self, event: Event, row_losses: list[float]) -> None:
         self.sink(event)

@@ -104,13 +104,23 @@ def plan_stage(resolved: Resolved, stage_index: int) -> StagePlan:
     before = shown_before(resolved, stage_index)
     views = [SPEECH if resolved.sources[name].modality == "speech" else TEXT for name in stage.mix]
     mix = {str(name): curve for name, curve in stage.mix.items()}
-    return present(mix, rows, before, views, stage.steps * resolved.spec.global_batch, resolved.spec.seed)
+    count, seed = stage.steps * resolved.spec.global_batch, resolved.spec.seed
+    found = present(mix, {name: stage.kept(n) for name, n in rows.items()}, before, views, count, seed)
+    if stage.fraction < 1:
+        for n, (name, many) in enumerate(rows.items()):
+            at = found.source == n
+            found.row[at] = permutation(resolved.spec.data.subset_seed, f"fraction/{name}", many)[found.row[at]]
+    return found
 
 
 def shown_before(resolved: Resolved, stage_index: int) -> dict[str, int]:
-    """Presentations of each source of a stage in the stages before it."""
-    before: dict[str, int] = dict.fromkeys(map(str, resolved.stages[stage_index].mix), 0)
-    for earlier in resolved.stages[:stage_index]:
+    """Presentations of each source of a stage in the stages before it. A stage that shows a part of the rows has epochs
+    of its own."""
+    stage = resolved.stages[stage_index]
+    before: dict[str, int] = dict.fromkeys(map(str, stage.mix), 0)
+    if stage.fraction < 1:
+        return before
+    for earlier in (s for s in resolved.stages[:stage_index] if s.fraction == 1):
         shown = interleave(list(earlier.mix.values()), earlier.steps * resolved.spec.global_batch)
         for n, name in enumerate(earlier.mix):
             if name in before:

@@ -13,13 +13,11 @@ from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.formats import FORMATS
 from trainer.labels import pin_encoder, refuse_names
 from trainer.metrics import METRICS, default_metrics
+from trainer.refusals import refuse_endless, refuse_idle, refuse_unfit
 from trainer.spec import JobSpec, Task
-from trainer.stage import Stage, cumulative
+from trainer.stage import Stage
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, Untuned
 from trainer.tokens import DataError, check_window, family_of
-
-MOST_PRESENTATIONS = 100_000_000
-"""Of a job: its plan is arrays of that length."""
 
 ADDED: dict[str, Any] = {
     "spec.tuning.dora": False,
@@ -31,6 +29,8 @@ ADDED: dict[str, Any] = {
     "demos": None,
     "dev": None,
     "guards": [],
+    "stages.*.measure": None,
+    "stages.*.fraction": 1.0,
 }
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
 out of the hash at that value, so that a stored job hashes alike under every version. `*` is every item of a list."""
@@ -204,40 +204,6 @@ def _unknown_targets(spec: JobSpec) -> list[Problem]:
     ]
 
 
-def _refuse_endless(stages: Sequence[Stage], spec: JobSpec) -> None:
-    """SpecError for a job whose plan, which lists what is presented one by one, would not fit into memory."""
-    if (count := sum(stage.steps for stage in stages) * spec.global_batch) > MOST_PRESENTATIONS:
-        said = f"{count:,} examples would be presented; a job has {MOST_PRESENTATIONS:,} at most, so make several of it"
-        raise problem("steps", said, spec.steps)
-
-
-def _refuse_idle(stages: Sequence[Stage], spec: JobSpec) -> None:
-    """SpecError for stages that would train nothing: all they open is frozen by `tuning`, or out of reach of text."""
-    tuning, problems = spec.tuning, []
-    learns = {
-        "lm": tuning.method != "projector",
-        "projector": tuning.projector == "full",
-        "encoder": tuning.encoder != "frozen",  # `auto` may still come to that, which the run refuses
-    }
-    for n, stage in enumerate(stages):
-        opened = [part for part, on in stage.trainable if on]
-        hears = any(float(cumulative(share, 1)[-1]) > 0 for source, share in stage.mix.items() if source != "text")
-        if any(learns[part] and (hears or part == "lm") for part in opened):
-            continue
-        can = [part for part, does in learns.items() if does and (hears or part == "lm")]
-        remedy = f"open {' or '.join(can)}" if can else "mix in recordings, or use method: lora"
-        why = f"opens only {', '.join(opened)}" if opened else "opens no part"
-        if frozen := [part for part in opened if not learns[part]]:
-            why += f", and tuning keeps {', '.join(frozen)} frozen"
-        elif opened:
-            why += ", which text never reaches"
-        own = isinstance(spec.recipe, Custom)
-        at, value = (f"recipe.stages[{n}].trainable", opened) if own else ("tuning.method", tuning.method)
-        problems.append(Problem(at, value, f"stage {stage.name} would train nothing: it {why}; {remedy}"))
-    if problems:
-        raise SpecError(problems)
-
-
 def budget_of(spec: JobSpec) -> Budget:
     """What the spec's own fields give every strategy."""
     return Budget(
@@ -256,11 +222,12 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     if Path(spec.base).is_dir() and spec.encoder_window != "family":
         check_window(family_of(spec.base), spec.encoder_window)
     stages = spec.recipe.stages(corpus.counts(), budget_of(spec))
-    _refuse_idle(stages, spec)
-    _refuse_endless(stages, spec)
+    refuse_idle(stages, spec)
+    refuse_endless(stages, spec)
     used = list(dict.fromkeys(source for stage in stages for source in stage.mix))
     if corpus.test is None:
         raise SpecError([Problem("evaluate.on", None, "no test set")])
+    refuse_unfit(stages, spec, corpus)
     if isinstance(spec.recipe, Baseline):
         used = spec.recipe.learns_from(corpus.counts())
         spec = _one_answer(spec, corpus)

@@ -35,7 +35,7 @@ from trainer.result import Lineage, Result
 from trainer.sentence_encoder import sentence_encoder
 from trainer.store import ConflictError, Store
 from trainer.strategies import Baseline
-from trainer.views import Recordings, training_examples
+from trainer.views import Recordings, reference_examples, training_examples
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
@@ -236,7 +236,8 @@ class _Job:
         if not plans:
             return
         budget = spec.micro_batch_tokens
-        examples = training_examples(self.resolved, self.corpus, self.contexts, model.tokens, self.recordings)
+        made_of = (model.tokens, self.recordings)
+        examples = training_examples(self.resolved, self.corpus, self.contexts, *made_of)
         with self.ranks.together():
             loop = Loop(
                 model, self.resolved.stages, plans, examples,
@@ -244,6 +245,7 @@ class _Job:
                 budget=budget if isinstance(budget, int) else MICRO_BATCH_TOKENS[torch.device(self.device).type],
                 store=self.store, attempt=self.attempt, sink=self.tell, control=control, ranks=self.ranks,
                 judge=partial(self.scoring.judge, model, self.recordings, control),
+                reference=partial(reference_examples, self.resolved, self.corpus, *made_of),
             )  # fmt: skip
             if self.found is not None:
                 loop.resume(self.found)

@@ -124,8 +124,8 @@ class Tokens:
         """Ids of the prompt. `content`: transcript, or number of audio tokens (placeholders). `name`:
         utterance id for messages."""
         for part in (instruction, content):
-            if isinstance(part, str) and (found := self.tokenizer.control.search(part)):
-                raise DataError(f"utterance {name}: the text holds the control token {found[0]!r}; remove it")
+            if isinstance(part, str):
+                self._refuse_control(part, name)
         if isinstance(content, str):
             return self.tokenizer.ids(render(instruction, content, order, prompt=self.prompt))
         # One placeholder is tokenised and then repeated: a special token splits the text either way, and the
@@ -133,6 +133,15 @@ class Tokens:
         ids = self.tokenizer.ids(render(instruction, AUDIO, order, prompt=self.prompt))
         at = ids.index(self.audio_id)
         return ids[:at] + (self.audio_id,) * content + ids[at + 1 :]
+
+    def text_ids(self, text: str, *, name: str = "?") -> tuple[int, ...]:
+        """Ids of a text by itself, without prompt or end."""
+        self._refuse_control(text, name)
+        return self.tokenizer.ids(text)
+
+    def _refuse_control(self, text: str, name: str) -> None:
+        if found := self.tokenizer.control.search(text):
+            raise DataError(f"utterance {name}: the text holds the control token {found[0]!r}; remove it")
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """Ids of the answer and its end: exactly what is supervised."""

@@ -3,19 +3,25 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Optional
 
 import numpy as np
 
 from trainer import answers, audio
 from trainer.context import Context, Shown
 from trainer.labels import names
-from trainer.stage import Labels, Plain, Stage, View
+from trainer.predictions import limited
+from trainer.spec import Task, builtin_tasks
+from trainer.stage import Labels, Plain, Stage, Transcribe, Twin, View
 from trainer.tokens import DataError, Tokens, asked, demonstration, reference, transcript
 
 TEXT, SPEECH = "text", "speech"
 VIEWS = (TEXT, SPEECH)
 """Names of the numbers in `StagePlan.view`."""
+TRANSCRIBE = "transcribe"
+"""Name of the built-in task that the view of that name asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Example:
     """Recording (samples,) float32 at the base's rate; None in the text view."""
     asked: str = ""
     """What examples have in common that may share a prefix: the instruction. Only a hint of where to look."""
+    twin: Optional["Example"] = None
+    """What the objective holds it against, where it is not the example itself."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -118,6 +126,11 @@ def _demonstration(utterance, task) -> str:
         raise DataError(f"utterance {utterance.id}, a demonstration: {error}") from error
 
 
+@cache
+def _transcription() -> Task:
+    return builtin_tasks()[TRANSCRIBE]
+
+
 def training_example(
     utterance,
     view: int,
@@ -126,19 +139,30 @@ def training_example(
     tokens: Tokens,
     recordings: Recordings,
     shown: Shown | None = None,
+    *,
+    twin: Twin | None = None,
 ) -> Example:
-    """The example of one presentation of a plan (`view`: its number there) under a stage's view; `shown`: its context,
-    where the view has one."""
-    task = tasks[utterance.task]
+    """The example of one presentation of a plan (`view`: its number there) under a stage's view, with the `twin` that
+    its objective asks for; `shown`: its context, where the view has one."""
     match kind:
         case Plain():
-            return example(utterance, VIEWS[view], task, tokens, recordings)
+            made = example(utterance, VIEWS[view], tasks[utterance.task], tokens, recordings)
+        case Transcribe():
+            bare = replace(utterance, task=TRANSCRIBE, label=None)
+            made = example(bare, VIEWS[view], _transcription(), tokens, recordings)
         case Labels():
             assert shown is not None, "a view of labels has a context"
-            given = names(task, kind, shown.seed, shown.draw)
+            given = names(tasks[utterance.task], kind, shown.seed, shown.draw)
             before = [given.utterance(u) for u in shown.demonstrations]
             seen = given.utterance(utterance)
-            return example(seen, VIEWS[view], given.task, tokens, recordings, demonstrations=before)
+            made = example(seen, VIEWS[view], given.task, tokens, recordings, demonstrations=before)
+    if twin == "transcript":
+        words = tokens.text_ids(transcript(utterance), name=utterance.id)
+        return replace(made, twin=Example(utterance.id, words, (), None))
+    if twin == "asked" and VIEWS[view] != TEXT:
+        read = training_example(utterance, VIEWS.index(TEXT), kind, tasks, tokens, recordings, shown)
+        return replace(made, twin=read)
+    return made
 
 
 def training_examples(
@@ -152,6 +176,16 @@ def training_examples(
     def make(stage: Stage, source: str, row: int, view: int, at: int) -> Example:
         found = contexts.get(stage.name)
         shown = found and found.at(at, resolved.spec.seed, in_order)
-        return training_example(rows[source][row], view, stage.view, tasks, tokens, recordings, shown)
+        utterance, twin = rows[source][row], stage.objective.twin
+        return training_example(utterance, view, stage.view, tasks, tokens, recordings, shown, twin=twin)
 
     return make
+
+
+def reference_examples(resolved, corpus, tokens: Tokens, recordings: Recordings, stage: Stage) -> list[Example]:
+    """What misalignment and forgetting are measured on in a stage; labels go by their own names, as when scored."""
+    assert stage.measure is not None
+    tasks = {task.name: task for task in resolved.spec.tasks}
+    chosen = limited([u for u in corpus.test.rows if u.audio and u.text], stage.measure.utterances)
+    view, speech = Plain() if isinstance(stage.view, Labels) else stage.view, VIEWS.index(SPEECH)
+    return [training_example(u, speech, view, tasks, tokens, recordings, twin="asked") for u in chosen]

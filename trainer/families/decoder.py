@@ -5,6 +5,7 @@ one makes keys and values everywhere but queries, MLP and norm only where a supe
 """
 
 import sys
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -27,10 +28,7 @@ def supervised_states(decoder, inputs: torch.Tensor, batch: Batch, kind: str) ->
     assert decoder.config._attn_implementation == NAME, "the decoder was loaded with another attention"
     layout, positions = Layout(batch, kind), batch.positions[None]
     if type(decoder.layers[-1]).__name__ not in COMMON:
-        # A mask of four dimensions is taken as made; the layout is the one that counts.
-        made = inputs.new_zeros((1, 1, 1, 1))
-        out = decoder(inputs_embeds=inputs, position_ids=positions, attention_mask=made, use_cache=False, layout=layout)
-        return out.last_hidden_state[0, batch.at]
+        return _stock(decoder, inputs, batch, layout)[batch.at]
     # Time, height and width, which are one for text and sound; later transformers 5 would spread them itself.
     spread = "mrope_section" in (decoder.config.rope_parameters or {})
     rope = decoder.rotary_emb(inputs, positions.expand(3, -1, -1) if spread else positions)
@@ -38,6 +36,40 @@ def supervised_states(decoder, inputs: torch.Tensor, batch: Batch, kind: str) ->
     for layer in decoder.layers[:-1]:
         x = layer(x, position_embeddings=rope, position_ids=positions, use_cache=False, layout=layout)
     return decoder.norm(_last(decoder.layers[-1], x, rope, layout.last()))[0]
+
+
+def layer_states(
+    decoder, inputs: torch.Tensor, batch: Batch, kind: str, depths: Collection[int]
+) -> dict[int, torch.Tensor]:
+    """States of the whole pack after each of the layers `depths`, (time, width); 0: the inputs, before a decoder may
+    scale them. The last layer's are those after the final norm."""
+    last, found = len(decoder.layers), {0: inputs[0]}
+    if max(depths) == 0:
+        return found
+
+    def keep(depth: int):
+        def hook(layer, given, made) -> None:
+            found[depth] = (made[0] if isinstance(made, tuple) else made)[0]
+
+        return hook
+
+    hooks = [decoder.layers[d - 1].register_forward_hook(keep(d)) for d in depths if 0 < d < last]
+    try:
+        found[last] = _stock(decoder, inputs, batch, Layout(batch, kind))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _stock(decoder, inputs: torch.Tensor, batch: Batch, layout: Layout) -> torch.Tensor:
+    """Final states of the whole pack by the stock forward, (time, width)."""
+    # A mask of four dimensions is taken as made; the layout is the one that counts.
+    made = inputs.new_zeros((1, 1, 1, 1))
+    out = decoder(
+        inputs_embeds=inputs, position_ids=batch.positions[None], attention_mask=made, use_cache=False, layout=layout
+    )
+    return out.last_hidden_state[0]
 
 
 def _last(layer, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], layout: Layout) -> torch.Tensor:

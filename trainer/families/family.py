@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from trainer.adapter import Parts, adapter_files, attach, detach, load_adapter
-from trainer.batch import Batch, collate
+from trainer.batch import Batch, collate, groups
 from trainer.families import attention, decoder
 from trainer.features import FeatureCache, wave_key
 from trainer.fields import problem
@@ -203,11 +203,15 @@ class Family(ABC):
             yield
             return
         was, self.encoder_is_base = self.encoder_is_base, True
+        opened = {name: p.requires_grad for name, p in self.trained.items()}
         try:
             with self.module.disable_adapter():
                 yield
         finally:
             self.encoder_is_base = was
+            # PEFT opens every parameter of the adapter again, also those that a stage keeps closed.
+            for name, learns in opened.items():
+                self.trained[name].requires_grad_(learns)
 
     def shard(self) -> None:
         """Splits the frozen layers of the language model over the ranks of the process group (FSDP2): every rank holds
@@ -279,12 +283,12 @@ class Family(ABC):
         """Positions of a left-padded batch for `states`, from its mask (batch, time) of 1 and 0: real tokens count."""
         return (mask.cumsum(-1) - 1).clamp(min=0)
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def collate(self, examples: Sequence[Example], *, share: bool = True) -> Batch:
         """The pack of a micro-batch on the model's device. With dropout the examples of a shared prefix would share
         its mask: not the same training, so nothing is shared."""
         return collate(
             examples, pad=self.tokens.end, audio_id=self.tokens.audio_id, device=self.device,
-            share=self.shares, multiple=512 if self.attention == "flex" else 1,
+            share=share and self.shares, multiple=512 if self.attention == "flex" else 1,
         )  # fmt: skip
 
     @property
@@ -311,12 +315,27 @@ class Family(ABC):
 
     def supervised_states(self, batch: Batch) -> torch.Tensor:
         """Final states at the places that predict a supervised token: (supervised, width)."""
+        inputs = self._inputs(batch)
+        with self.autocast():
+            return decoder.supervised_states(self.language_model, inputs, batch, self.attention)
+
+    def layer_states(self, examples: Sequence[Example], depths: Sequence[int]) -> list[list[torch.Tensor]]:
+        """States of all tokens of each example, which sees itself alone, after layers `depths` (0: the inputs; the
+        last after the final norm): result[example][n] is (tokens, width) at depths[n]."""
+        batch = self.collate(examples, share=False)
+        inputs = self._inputs(batch)
+        with self.autocast():
+            found = decoder.layer_states(self.language_model, inputs, batch, self.attention, depths)
+        (order,) = groups(examples, audio_id=self.tokens.audio_id, share=False)
+        spans = dict(zip(order.members, batch.groups[0].rests, strict=True))
+        return [[found[d][start : start + n] for d in depths] for _, (start, n) in sorted(spans.items())]
+
+    def _inputs(self, batch: Batch) -> torch.Tensor:
         inputs = self.embed(batch.ids[None], batch.waves)
         if self.sharded and torch.is_grad_enabled():
             # Text alone gives no gradient to a projector, but the other ranks' backward gathers need this rank.
             inputs = inputs if inputs.requires_grad else inputs.requires_grad_()
-        with self.autocast():
-            return decoder.supervised_states(self.language_model, inputs, batch, self.attention)
+        return inputs
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits at the places that predict a supervised token: (supervised tokens, vocabulary) fp32."""

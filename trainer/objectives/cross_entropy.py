@@ -1,5 +1,7 @@
 """Token cross-entropy in fp32, in pieces: the logits of all supervised tokens never exist at once."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,8 +23,12 @@ def token_losses(model, batch: Batch) -> torch.Tensor:
     def piece(states, targets):
         return cross_entropy(model.logits(states), targets)
 
-    states = model.supervised_states(batch)
-    if len(states) <= CHUNK:
-        return piece(states, batch.targets)
-    cut = zip(states.split(CHUNK), batch.targets.split(CHUNK), strict=True)
-    return torch.cat([checkpoint(piece, *pair, use_reentrant=False) for pair in cut])  # type: ignore[arg-type]
+    return in_pieces(piece, model.supervised_states(batch), batch.targets)
+
+
+def in_pieces(piece: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """`piece` of tensors that are cut alike along their first axis, its values (tokens,) end to end."""
+    if len(tensors[0]) <= CHUNK:
+        return piece(*tensors)
+    cut = zip(*(t.split(CHUNK) for t in tensors), strict=True)
+    return torch.cat([checkpoint(piece, *parts, use_reentrant=False) for parts in cut])  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""Misalignment and forgetting of a tuned model (arXiv 2510.13632, section 2), as means per predicted token."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from trainer.batch import assign, groups
+from trainer.objectives.cross_entropy import in_pieces
+from trainer.objectives.distillation import kl, teacher_states, twin_states
+from trainer.views import Example
+
+
+class Measured(NamedTuple):
+    """Divergences in nats per predicted token, and how many tokens they are the means of."""
+
+    misalignment: float
+    """M: KL(tuned on the transcript ‖ tuned on the recording)."""
+    forgetting: float
+    """F: KL(base on the transcript ‖ tuned on the transcript). The base is the teacher: adapters off."""
+    predictions: int
+
+
+@torch.no_grad()
+def measure(model, examples: Sequence[Example], budget: int) -> Measured:
+    """M and F over examples with twins, in micro-batches of up to `budget` tokens. Dropout is off meanwhile."""
+    training = model.module.training
+    model.train(False)
+    shared = groups(examples, audio_id=model.tokens.audio_id, share=model.shares)
+    sums, count = torch.zeros(2, dtype=torch.float64), 0
+    for indices in assign([len(e) for e in examples], shared, budget)[0]:
+        batch = model.collate([examples[i] for i in indices])
+        heard, read, base = model.supervised_states(batch), twin_states(model, batch), teacher_states(model, batch)
+        for n, (p, q) in enumerate(((read, heard), (base, read))):
+            found = in_pieces(lambda p, q: kl(model.logits(p), model.logits(q)), p, q)
+            sums[n] += found.double().sum().cpu()
+        count += len(batch.targets)
+    model.train(training)
+    misalignment, forgetting = (sums / count).tolist()
+    return Measured(misalignment, forgetting, count)
