@@ -100,7 +100,7 @@ def test_wrong_settings_stop_the_process_with_their_name(place, processes: Proce
     for missing in ("ATTUNE_STORE", "ATTUNE_DATABASE_URL"):
         process = processes.start(module, env={k: v for k, v in given.items() if k != missing})
         assert process.wait(120) == 2
-        assert f"{missing}: Field required" in processes.logs()
+        assert f"{missing}: is not set." in processes.logs()
     assert "secret" not in processes.logs()
     assert "input_value" not in processes.logs()  # pydantic's word before the values that it was given
 

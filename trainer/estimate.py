@@ -100,12 +100,12 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
     smallest = 1.0
     if blocks >= 2:
         smallest = smallest_detectable(count, blocks, 0.7)
+    else:
+        notes.append("one test speaker: no difference can be shown to hold for others")
     if tokens is not None and resolved.spec.data.trim_silence != "on":
         for u in test.rows:  # too long a test recording is refused here as it is before training
             if u.audio and u.duration_s:
                 tokens.audio_tokens(round(u.duration_s * tokens.shape.sampling_rate), name=u.id)
-    else:
-        notes.append("one test speaker: no difference can be shown to hold for others")
     if None in speakers:
         notes.append("test speakers unknown: utterances are taken as independent, so the real limit is higher")
     found = Estimate(

@@ -4,6 +4,7 @@
 micro-batches or spread over ranks changes its result by rounding only.
 """
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -244,7 +245,9 @@ class Loop:
         objective = stage.objective
         trial, single = Trial(figures=[0.0] * len(objective.figures)), False
         began = time.perf_counter()
-        chosen = ahead.step(t)
+        with self.ranks.together() if self.model.sharded else contextlib.nullcontext():
+            # A rank that fails here would leave the others waiting for its part of a split base.
+            chosen = ahead.step(t)
         trial.data_seconds = time.perf_counter() - began
         shared = groups(chosen, audio_id=self.model.tokens.audio_id, share=self.model.shares)
         lengths, size = [len(e) for e in chosen], Size(len(chosen), sum(len(e.answer) for e in chosen))

@@ -35,7 +35,8 @@ try:
     from benchmarks.measure import machine
 except ModuleNotFoundError as missing:
     raise SystemExit(
-        f"{missing}; needed are torch, transformers, peft, pydantic, rfc8785, soundfile, soxr, boto3"
+        f"{missing}; needed are torch, transformers, peft, pydantic, pyyaml, rfc8785, scipy, rapidfuzz, soundfile, "
+        "soxr and boto3"
     ) from None
 
 RESERVE = 60
@@ -93,11 +94,8 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
-    if not args.tiny:
-        if not torch.cuda.is_available():
-            raise SystemExit("no CUDA device; --tiny runs the same code on a CPU")
-        # Every length of a pack is a kernel of its own; torch's default gives up after eight.
-        torch._dynamo.config.recompile_limit = 64
+    if not args.tiny and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device; --tiny runs the same code on a CPU")
     run(args.base, TINY if args.tiny else FULL, args.out, args.minutes, args.only)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from trainer import answers
 from trainer.demonstrations import Candidates
 from trainer.manifest import Utterance
+from trainer.metrics.normalise import basic
 from trainer.rng import permutation
 from trainer.spec import Demos, Task
 from trainer.tokens import DataError, demonstration
@@ -58,4 +59,4 @@ class Demonstrations:
 def _same(a: Utterance, b: Utterance) -> bool:
     if a.audio and (a.audio, a.offset_s) == (b.audio, b.offset_s):
         return True
-    return bool(a.text and b.text) and a.text.strip().casefold() == b.text.strip().casefold()  # type: ignore[union-attr]
+    return bool(a.text and b.text) and basic(a.text) == basic(b.text)  # type: ignore[union-attr]

@@ -233,7 +233,7 @@ class Family(ABC):
         return self.lm_head.weight.device
 
     def autocast(self):
-        """bf16 arithmetic on a GPU whose base is bf16; nothing on a CPU."""
+        """bf16 arithmetic where the base is bf16."""
         if self.bf16:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
