@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from trainer import answers
 from trainer.decoding import Constraint, constraint_of, generate
 from trainer.decoding.constrain import Trie, closed_answers
 from trainer.decoding.likelihood import log_likelihoods
@@ -66,7 +67,7 @@ def predict(
         for u, said in zip(utterances, heard, strict=True)
     ]
     said: list[Said] = [Said("")] * len(asked)
-    for (task, _), group in _alike(utterances, asked).items():
+    for (task, _), group in _alike(utterances, tasks).items():
         found = _said(model, [asked[i] for i in group], tasks[task], decode, between)
         for i, one in zip(group, found, strict=True):
             said[i] = one
@@ -174,11 +175,12 @@ def _fitting(work: Callable[[Sequence[Example]], list[T]], examples: Sequence[Ex
     return _fitting(work, examples[:half]) + _fitting(work, examples[half:])
 
 
-def _alike(utterances: Sequence, asked: Sequence[Example]) -> dict[tuple[str, str], list[int]]:
-    """Indices by task and instruction: what is asked the same is answered together, and shares its instruction."""
+def _alike(utterances: Sequence, tasks: Mapping[str, Task]) -> dict[tuple[str, str], list[int]]:
+    """Indices by task and instruction: what is asked the same is answered together, and shares its instruction,
+    whatever demonstrations follow it."""
     groups: dict[tuple[str, str], list[int]] = {}
-    for i, (u, e) in enumerate(zip(utterances, asked, strict=True)):
-        groups.setdefault((u.task, e.asked), []).append(i)
+    for i, u in enumerate(utterances):
+        groups.setdefault((u.task, answers.instruction(tasks[u.task], u.language)), []).append(i)
     return groups
 
 
