@@ -1,12 +1,15 @@
-"""Stages that a job cannot run (light): too long, idle, or asking for what its spec and corpus do not give."""
+"""What a job cannot do (light): what is not built, and stages too long, idle, or without what they need."""
 
 from collections.abc import Sequence
 
 from trainer.corpus import Corpus
-from trainer.fields import Problem, SpecError, problem
-from trainer.spec import JobSpec
+from trainer.fields import Problem, SpecError, nearest, problem
+from trainer.formats import FORMATS
+from trainer.metrics import METRICS
+from trainer.spec import JobSpec, Task
 from trainer.stage import Stage, Transcribe, cumulative
-from trainer.strategies import Custom
+from trainer.strategies import Baseline, Custom, Untuned
+from trainer.tokens import check_window
 
 MOST_PRESENTATIONS = 100_000_000
 """Of a job: its plan is arrays of that length."""
@@ -66,3 +69,86 @@ def refuse_unfit(stages: Sequence[Stage], spec: JobSpec, corpus: Corpus) -> None
                 problems.append(Problem(f"data.{source}", corpus.sources[source].ref, message))
     if problems:
         raise SpecError(problems)
+
+
+def refuse_unbuilt(spec: JobSpec) -> None:
+    """SpecError for what the contract can say but this version cannot do."""
+    problems = []
+    if spec.source is not None:
+        problems.append(Problem("source", None, "cross-lingual transfer is not built yet; leave source out"))
+    if spec.evaluate.folds is not None:
+        message = "cross-validation is not built yet; leave folds out and name a test set in evaluate.on"
+        problems.append(Problem("evaluate.folds", spec.evaluate.folds, message))
+    if spec.tuning.method != "lora" and spec.tuning.encoder == "lora":
+        message = f"encoder: lora goes with method: lora, not {spec.tuning.method}; use frozen or full"
+        problems.append(Problem("tuning.encoder", "lora", message))
+    if isinstance(spec.recipe, Custom) and spec.steps is not None:
+        message = "custom stages say their own steps; leave steps out"
+        problems.append(Problem("steps", spec.steps, message))
+    if spec.tuning.method == "projector" and spec.tuning.projector == "frozen":
+        message = "method: projector trains nothing but the projector; use projector: full"
+        problems.append(Problem("tuning.projector", "frozen", message))
+    if spec.evaluate.cascade and spec.tuning.method != "lora":
+        message = f"the base itself must be left to transcribe, which method: {spec.tuning.method} does not; use lora"
+        problems.append(Problem("evaluate.cascade", True, message))
+    if spec.evaluate.guards and spec.tuning.method != "lora":
+        message = f"the base itself must be left to compare with, which method: {spec.tuning.method} does not; use lora"
+        problems.append(Problem("evaluate.guards", spec.evaluate.guards, message))
+    if spec.resources.shard_base and (spec.tuning.method == "full" or spec.tuning.dora):
+        message = "a base split over ranks is frozen, and its layers' norms are on no rank; use LoRA without dora"
+        problems.append(Problem("resources.shard_base", True, message))
+    if spec.evaluate.metric not in ("auto", *METRICS):
+        message = f"unknown metric; {nearest(spec.evaluate.metric, METRICS)}"
+        problems.append(Problem("evaluate.metric", None, message))
+    if isinstance(spec.recipe, Baseline):
+        problems += _meant_for_training(spec)
+    if spec.family != "auto":
+        check_window(spec.family, spec.encoder_window)
+    problems += _unknown_targets(spec)
+    if problems:
+        raise SpecError(problems)
+
+
+def _meant_for_training(spec: JobSpec) -> list[Problem]:
+    """What a recipe that trains nothing cannot follow."""
+    name = spec.recipe.name
+    problems = [
+        Problem(key, None, f"recipe {name} trains nothing; leave {key} out")
+        for key in ("tuning", "optimizer", "steps", "epochs")
+        if key in spec.model_fields_set
+    ]
+    problems += [
+        Problem(f"evaluate.{key}", value, f"recipe {name} trains nothing; leave {key} out")
+        for key, value in ((key, getattr(spec.evaluate, key)) for key in ("dev", "select", "guards"))
+        if value not in (None, "last", [])
+    ]
+    if spec.evaluate.cascade and not isinstance(spec.recipe, Untuned):
+        message = f"recipe {name} cannot answer the base's transcripts; leave cascade out"
+        problems.append(Problem("evaluate.cascade", True, message))
+    return problems
+
+
+def _unknown_targets(spec: JobSpec) -> list[Problem]:
+    """Layers that no base of the family has, as far as it is known before the base is read."""
+    families = [spec.family] if spec.family in FORMATS else list(FORMATS)
+    known = list(dict.fromkeys(name for family in families for name in FORMATS[family].TARGETS))
+    if not spec.tuning.targets:
+        message = "names no layer, so nothing gets an adapter; name some, or leave targets out for all of them"
+        return [Problem("tuning.targets", None, message)]
+    given = [] if spec.tuning.targets == "auto" else spec.tuning.targets
+    return [
+        Problem(f"tuning.targets[{n}]", name, f"the language model has no such layer; {nearest(name, known)}")
+        for n, name in enumerate(given)
+        if name not in known
+    ]
+
+
+def refuse_decoding(spec: JobSpec, tested: Sequence[Task]) -> None:
+    """SpecError for a way of answering that the tests' tasks do not allow."""
+    if spec.evaluate.decode.constrain and all(task.answer == "text" for task in tested):
+        message = "the test asks for text, which nothing limits; leave constrain out"
+        raise problem("evaluate.decode.constrain", message, True)
+    method, open_ = spec.evaluate.decode.method, [task for task in tested if task.answer != "label"]
+    if method != "generate" and open_:
+        message = f"scores labels, and task {open_[0].name} answers {open_[0].answer}; use generate"
+        raise problem("evaluate.decode.method", message, method)

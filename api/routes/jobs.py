@@ -16,7 +16,8 @@ from db.keys import Holder
 from db.models import Job
 from db.status import JOB, Command
 from trainer.estimate import estimate
-from trainer.resolve import read_and_resolve, refuse_unbuilt
+from trainer.refusals import refuse_unbuilt
+from trainer.resolve import read_and_resolve
 from trainer.spec import JobSpec, parse_job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

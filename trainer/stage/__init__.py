@@ -1,0 +1,87 @@
+"""A stage is data: how long, from which sources, seen how, minimising what, with which parts and optimiser.
+
+Strategies return lists of these; the loop executes them and knows no paper (design, section 4).
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from trainer.fields import Share, Spec
+from trainer.stage.curve import Curve, cumulative, shares
+from trainer.stage.objective import (
+    DEPTHS,
+    Contrastive,
+    CrossEntropy,
+    Distillation,
+    Divergences,
+    Objective,
+    Twin,
+)  # fmt: skip
+from trainer.stage.optimizer import Optimizer, Trainable
+from trainer.stage.sampler import Mixture
+from trainer.stage.view import Demonstrations, Labels, Naming, Plain, Transcribe, View
+
+Source = Literal["text", "speech", "synthetic"]
+"""`text`: labelled sentences; `speech`: labelled recordings; `synthetic`: labelled synthetic clips."""
+
+
+class Stage(Spec):
+    """One part of a plan."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name of the stage, used in file names: lower case, digits, '-', '_'."""
+    steps: int = Field(gt=0)
+    """Optimiser steps; a step is `global_batch` examples."""
+    mix: dict[Source, Share | Curve]
+    """Share of a step's examples per source: a constant or a curve over the stage. Shares add up to 1."""
+    trainable: Trainable = Trainable()
+    """Parts that learn."""
+    optimizer: Optimizer = Optimizer()
+    """Optimiser and learning-rate shape of this stage."""
+    reset_optimizer: bool = False
+    """Start the stage with fresh AdamW moments."""
+    sampler: Mixture = Mixture()
+    """Which utterance next."""
+    view: View = Plain()
+    """Seen how."""
+    objective: Objective = CrossEntropy()
+    """Minimising what."""
+    measure: Divergences | None = None
+    """Misalignment and forgetting, where they are to be measured."""
+    fraction: Share = Field(default=1.0, gt=0)
+    """Share of every source's rows that the stage shows: nested subsets by `data.subset_seed`."""
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources in the order that the plan numbers them."""
+        return list(self.mix)
+
+    def kept(self, rows: int) -> int:
+        """How many of a source's rows the stage shows."""
+        return math.ceil(self.fraction * rows - 1e-9)
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> "Stage":
+        if not self.mix:
+            raise ValueError("mix names no source")
+        if self.objective.twin == "transcript" and "text" in self.mix:
+            raise ValueError("a contrastive objective compares recordings with transcripts; leave text out of mix")
+        if self.fraction < 1 and isinstance(self.view, Labels) and self.view.demonstrations.most:
+            raise ValueError("demonstrations come from all rows, so a stage that has them shows all; use fraction: 1")
+        probe = np.sum([shares(c, 1000) for c in self.mix.values()], axis=0)
+        worst = int(np.argmax(np.abs(probe - 1)))
+        if abs(probe[worst] - 1) > 1e-6:
+            raise ValueError(
+                f"the shares of mix add up to {probe[worst]:.4g} at {worst / 10:.0f} % of the stage, not to 1"
+            )
+        return self
+
+
+__all__ = [
+    "DEPTHS", "Contrastive", "CrossEntropy", "Curve", "Demonstrations", "Distillation", "Divergences", "Labels",
+    "Mixture", "Naming", "Objective", "Optimizer", "Plain", "Source", "Stage", "Trainable", "Transcribe", "Twin",
+    "View", "cumulative", "shares",
+]  # fmt: skip

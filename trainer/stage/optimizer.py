@@ -1,0 +1,44 @@
+"""How a stage learns: AdamW, its learning rate, and the parts that are trained."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.fields import Share, Spec
+
+
+class Optimizer(Spec):
+    """AdamW and the shape of its learning rate over one stage."""
+
+    peak_lr: float = Field(default=1e-4, gt=0)
+    """Highest learning rate of the language model's adapters. Default 1e-4 for LoRA, 20 times the rate that
+    full fine-tuning uses in arXiv 2509.15389 (5e-6)."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape after the warm-up; `wsd` holds the peak and decays over the last `decay_ratio` of the stage."""
+    warmup_ratio: Share = 0.04
+    """Share of the stage's steps with linear warm-up (arXiv 2509.15389, section 3: 0.04)."""
+    decay_ratio: Share = 0.2
+    """Share of the stage's steps that `wsd` decays over."""
+    final_lr_ratio: Share = 0.0
+    """Learning rate that the schedule ends at, reached one step after the last, as a share of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay (AdamW); LoRA is commonly trained without."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's decay of the second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's denominator floor."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients of a step are scaled down to this global L2 norm."""
+
+
+class Trainable(Spec):
+    """Which parts learn in this stage; how each learns is the job's `tuning`."""
+
+    lm: bool = True
+    """The language model (its adapters under LoRA)."""
+    projector: bool = False
+    """The projector from encoder states to the language model's inputs."""
+    encoder: bool = False
+    """The audio encoder (its adapters under `encoder: lora`)."""
