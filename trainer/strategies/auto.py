@@ -1,7 +1,7 @@
 """`recipe: auto`: the plainest recipe that uses all the data there is. `attune explain` shows what it became."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from trainer.fields import Spec, problem
 from trainer.stage import Stage
@@ -13,6 +13,7 @@ from trainer.strategies.sft import Sft
 class Auto(Spec):
     """Chosen from the data: direct mixing where recordings stand beside text or synthetic speech, else plain."""
 
+    paper: ClassVar[str] = "none: picks one of the others from the data"
     name: Literal["auto"] = "auto"
     """The recipe's name."""
 

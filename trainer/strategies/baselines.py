@@ -5,7 +5,7 @@ base's frozen encoder (`trainer.baselines` answers for them).
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from trainer.fields import Spec
 from trainer.stage import Stage
@@ -27,6 +27,7 @@ class Baseline(Spec):
 class Majority(Baseline):
     """The same answer to every utterance: the most frequent of the training rows."""
 
+    paper: ClassVar[str] = "none: the most frequent answer"
     name: Literal["majority"] = "majority"
     """The recipe's name."""
 
@@ -38,6 +39,7 @@ class Majority(Baseline):
 class Untuned(Baseline):
     """The base as it was loaded, with the task's instruction and no example."""
 
+    paper: ClassVar[str] = "none: the base as it is"
     name: Literal["untuned"] = "untuned"
     """The recipe's name."""
 
@@ -45,6 +47,7 @@ class Untuned(Baseline):
 class LinearProbe(Baseline):
     """Logistic regression on mean and deviation of the frozen encoder's states, from the recordings alone."""
 
+    paper: ClassVar[str] = "none: a linear classifier on the frozen encoder"
     name: Literal["linear_probe"] = "linear_probe"
     """The recipe's name."""
 

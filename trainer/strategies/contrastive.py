@@ -18,7 +18,7 @@ Departures, each a field or named here:
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -34,6 +34,7 @@ MOST = 10
 class Contrastive(Spec):
     """Recordings and transcripts are brought together first, then the tasks are learnt."""
 
+    paper: ClassVar[str] = "Contrastive Learning for Task-Independent SpeechLLM-Pretraining (arXiv 2412.15712)"
     name: Literal["contrastive"] = "contrastive"
     """The recipe's name."""
     pretrain: Literal["none", "asr", "contrastive", "contrastive+asr", "mixed"] = "contrastive"

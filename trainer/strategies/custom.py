@@ -1,7 +1,7 @@
 """A recipe written out by hand: the stages themselves."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,7 @@ from trainer.strategies.budget import Budget, need
 class Custom(Spec):
     """Stages exactly as given; nothing is added."""
 
+    paper: ClassVar[str] = "none: stages written out by hand"
     name: Literal["custom"] = "custom"
     """The recipe's name."""
     stages_: list[Stage] = Field(alias="stages", min_length=1)

@@ -16,7 +16,7 @@ Departures, each a field or named here:
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class LabelPermutation(Naming):
     """Fine-tuning with demonstrations, and with labels under other names. With `labels: regular` and no demonstrations
     it is `sft`."""
 
+    paper: ClassVar[str] = "SLU on Unseen Tasks With In-Context Learning (arXiv 2505.07731)"
     name: Literal["label_permutation"] = "label_permutation"
     """The recipe's name."""
     labels: Literal["regular", "symbol", "random"] = "random"

@@ -14,7 +14,7 @@ Departures, each a field or named here:
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,7 @@ Scheme = Literal["text_only", "synthetic_only", "speech_only", "direct_mix", "cu
 class LimitedSpeech(Spec):
     """Much labelled text (or synthetic speech), few labelled recordings."""
 
+    paper: ClassVar[str] = "Exploring Fine-Tuning of LALMs for SLU under Limited Speech Data (arXiv 2509.15389)"
     name: Literal["limited_speech"] = "limited_speech"
     """The recipe's name."""
     scheme: Scheme = "direct_mix"

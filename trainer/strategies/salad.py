@@ -14,7 +14,7 @@ Departures, each a field or named here:
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -26,6 +26,7 @@ from trainer.strategies.budget import Budget, need
 class Salad(Spec):
     """The base reads the transcript and teaches the tuned model, which hears the recording."""
 
+    paper: ClassVar[str] = "Closing the Gap Between Text and Speech Understanding in LLMs (arXiv 2510.13632)"
     name: Literal["salad"] = "salad"
     """The recipe's name."""
     phase: Literal["distillation", "active_selection"] = "distillation"

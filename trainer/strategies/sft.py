@@ -1,7 +1,7 @@
 """Plain supervised fine-tuning: every source in proportion to its rows. The control of all other strategies."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from trainer.strategies.budget import Budget, in_proportion
 class Sft(Spec):
     """Plain fine-tuning on the sources named, mixed in proportion to their rows."""
 
+    paper: ClassVar[str] = "none: plain fine-tuning, the control"
     name: Literal["sft"] = "sft"
     """The recipe's name."""
     sources: list[Source] | None = Field(default=None, min_length=1)
