@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from attune import data_commands, local_commands, service_commands, show
+from attune import build_commands, data_commands, local_commands, service_commands, show
 from attune.reference import markdown
 from trainer.corpus import Reader, tasks_of
 from trainer.fields import SpecError, problem
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
     _roots(sub)
     data_commands.add(command, _roots, roots_of)
+    build_commands.add(command, _roots, roots_of)
     local_commands.add(command)
     service_commands.add(parser, command, _roots, roots_of)
     return parser

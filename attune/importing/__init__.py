@@ -19,7 +19,7 @@ from attune.importing.unpacked import unpacked
 from attune.importing.write import check_writable, dataset_at, name_audio, place_of, task_yaml, write_dataset
 from trainer.fields import nearest
 
-__all__ = ["KINDS", "BadRow", "ImportOptions", "ImportReport", "SourceError", "import_dataset"]
+__all__ = ["KINDS", "BadRow", "ImportOptions", "ImportReport", "SourceError", "import_dataset", "write_found"]
 
 
 def import_dataset(
@@ -51,10 +51,10 @@ def import_dataset(
         raise SourceError(f"{path}: no such file or folder")
     with tempfile.TemporaryDirectory(prefix=f".{Path(out).name}-", dir=place_of(Path(out))) as work:
         found = find(unpacked(path, Path(work)), kind, options, Path(work))
-        return _write(found, path, Path(out), options, progress, Path(work))
+        return write_found(found, path, Path(out), options, progress, Path(work))
 
 
-def _write(
+def write_found(
     found: Found,
     path: Path,
     out: Path,
@@ -62,6 +62,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
     work: Path,
 ) -> ImportReport:
+    """Check what was found at `path`, split it and write it to `out`; recordings below `work` are moved there, others
+    copied."""
     rows, validation, more_bad = assemble(
         found.records, found.task, _stem(path), found.notes,
         language=options.language, speaker_pattern=options.speaker_pattern, shares=options.shares,
@@ -76,11 +78,12 @@ def _write(
     report = ImportReport.of(
         path.name, found.format, found.columns, found.notes, found.suggestions, found.rows_read, bad, named
     )
-    report.task, report.validation = found.task.name, validation.to_json()
+    report.task, report.validation, report.provenance = found.task.name, validation.to_json(), found.provenance
     where = {old.audio: new.audio for old, new in zip(rows, named, strict=True)}
     for issue in report.validation["issues"]:  # paths as they are in the new folder, not on this machine
         issue["value"] = where.get(issue["value"], issue["value"]) if issue["field"] == "audio" else issue["value"]
     about = readme(report, found.task, out.name)
+    files |= found.beside
     report.written = write_dataset(out, named, found.task, report.to_json(), files, about, ours=work.absolute())
     task_file = out / "task.yaml"
     if not report.written and not (task_file.is_file() and task_file.read_text("utf-8") == task_yaml(found.task)):

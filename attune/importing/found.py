@@ -13,7 +13,7 @@ from attune.importing.options import ImportOptions
 from attune.importing.read import read_source
 from attune.importing.records import AudioFinder, Record, read_records
 from attune.importing.roles import infer_roles, task_name
-from attune.importing.source import BadRow, SourceError
+from attune.importing.source import BadRow, Source, SourceError
 from trainer.spec import Task, read_task
 
 KINDS = ("table", "hf", *CORPORA)
@@ -34,6 +34,10 @@ class Found:
     task: Task
     suggestions: list[str] = field(default_factory=list)
     columns: Mapping[str, str] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Where texts and recordings come from and under which licence, for the card; empty where the source is all."""
+    beside: dict[str, Path] = field(default_factory=dict)
+    """Further files of the data set, by name."""
 
 
 def find(path: Path, kind: str | None, options: ImportOptions, work: Path) -> Found:
@@ -73,9 +77,7 @@ def _check_options(kind: str | None, options: ImportOptions, *, table: bool) -> 
 
 def _table(path: Path, kind: str | None, options: ImportOptions, corpus: Corpus) -> Found:
     """A source of rows whose columns have to be told apart."""
-    read = hf.read_hf(corpus) if kind == "hf" else read_source(path, options.encoding, options.sheet)
-    if not read.rows:
-        raise SourceError(nothing(path, read.bad))
+    read = read_rows(path, kind, options.encoding, options.sheet, corpus)
     roles, guesses = infer_roles(read, options.columns)
     records, bad = read_records(read, roles, Path(options.audio_root or read.audio_root))
     bad, notes = [*read.bad, *bad], [*read.notes, *guesses]
@@ -84,6 +86,15 @@ def _table(path: Path, kind: str | None, options: ImportOptions, corpus: Corpus)
     records, task, suggestions = _with_task(path, records, bad, notes, _task_beside(corpus.root, kind), said)
     rows_read = len(read.rows) + len(read.bad)
     return Found(read.format, rows_read, records, bad, notes, task, suggestions, roles)
+
+
+def read_rows(path: Path, kind: str | None, encoding: str | None, sheet: str | None, corpus: Corpus) -> Source:
+    """The rows of a table, or of Parquet files, before columns have a meaning; SourceError where there are none."""
+    parquet = kind == "hf" or (kind is None and hf.is_hf(corpus))
+    read = hf.read_hf(corpus) if parquet else read_source(path, encoding, sheet)
+    if not read.rows:
+        raise SourceError(nothing(path, read.bad))
+    return read
 
 
 def _task_beside(root: Path, kind: str | None) -> Task | None:

@@ -37,6 +37,8 @@ class ImportReport:
     task: str = ""
     validation: dict[str, Any] = field(default_factory=dict)
     """Report of `trainer.validate` on the written rows, lines of the source."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Where texts and recordings come from and under which licence, where more is known than the source."""
     written: bool = True
     """False if this very data set was there already."""
 
@@ -108,6 +110,8 @@ def readme(report: ImportReport, task: Task, name: str) -> str:
     """README.md of the data set."""
     table = "\n".join(f"| {split} | {n} | {report.speakers_by_split[split]} |" for split, n in report.by_split.items())
     notes = "\n".join(f"- {note}" for note in [*report.notes, *report.suggestions]) or "- none"
+    known = [f"- {what}: {said}" for what, said in report.provenance.items()]
+    provenance = "\n".join(["", "## Provenance", "", *known, ""]) if known else ""
     return f"""# {name}
 
 Imported from `{report.source}` ({report.format}): {report.rows} of {report.rows_read} rows, {report.recordings}
@@ -121,4 +125,4 @@ Id `{report.id}` is the sha256 of `manifest.jsonl`. The folder is never changed:
 that were left out are in `report.json`; `task.yaml` may be copied into a spec and edited there.
 
 {notes}
-"""
+{provenance}"""
