@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from attune import show
 from attune.building import Engine, PairOptions, Speech, build_speech, build_summaries
+from attune.building.active import Active, build_active
 from attune.building.spoken import Progress
 from attune.service_commands import Command
 
@@ -38,6 +39,10 @@ def add(
     sub.add_argument("data", help="data set with texts, e.g. folder or folder:train")
     _tts(sub, required=True)
     roots(sub)
+    _active_command(
+        kind("active", lambda args: _active(args, roots_of(args)), "the texts that a job hears worst, spoken")
+    )
+    roots(kinds.choices["active"])
     _summaries_command(kind("summaries", _summaries, "documents with summaries, spoken: a summarisation data set"))
 
 
@@ -65,6 +70,22 @@ def _summaries_command(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--encoding", help="encoding of a text file (default UTF-8)")
     sub.add_argument("--sheet", help="sheet of a workbook (default the first)")
     _tts(sub, required=False)
+
+
+def _active_command(sub: argparse.ArgumentParser) -> None:
+    sub.description = (
+        "Active selection (arXiv 2510.13632, Stage II): texts whose speech a job misunderstands most, spoken."
+    )
+    sub.add_argument("--job", required=True, help="folder of a finished LoRA job (salad, phase distillation)")
+    sub.add_argument("--texts", required=True, help="data set to select from: broad texts; its train rows")
+    sub.add_argument("--probe", required=True, help="data set of spoken texts to measure on, some 40 for each cluster")
+    sub.add_argument("--budget", default="1%", help="share of the job's recordings (1%%), time (2h) or count")
+    sub.add_argument("--strategy", choices=("active", "uniform"), default="active", help="uniform: the control")
+    sub.add_argument("--clusters", type=int, default=128, help="clusters of the texts (default 128)")
+    sub.add_argument("--gamma", type=float, default=5.0, help="P_target ~ P_web * M^gamma (default 5)")
+    sub.add_argument("--embedding", default="tfidf", help="tfidf, or a sentence encoder's hub id or folder (./name)")
+    sub.add_argument("--pooling", choices=("cls", "mean"), default="cls", help="of a sentence encoder")
+    _tts(sub, required=True)
 
 
 def speech_of(args: argparse.Namespace) -> Speech:
@@ -96,6 +117,17 @@ def _speech(args: argparse.Namespace, roots: list[Path]) -> int:
         report = build_speech(
             args.data, args.out, speech_of(args), licence=args.licence, roots=roots, progress=progress
         )
+    show.imported(report, args.out, as_json=args.json)
+    return 0
+
+
+def _active(args: argparse.Namespace, roots: list[Path]) -> int:
+    ask = Active(
+        args.job, args.texts, args.probe, args.budget, args.strategy, args.clusters, args.gamma, args.seed,
+        args.embedding, args.pooling,
+    )  # fmt: skip
+    with bar() as progress:
+        report = build_active(ask, args.out, speech_of(args), licence=args.licence, roots=roots, progress=progress)
     show.imported(report, args.out, as_json=args.json)
     return 0
 

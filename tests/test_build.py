@@ -146,7 +146,7 @@ class TestSpeech:
             [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.getcwd()}"}
         )
         while building.poll() is None and not len(list(tmp_path.glob(".out-building/*.wav"))) >= 3:
-            time.sleep(0.01)
+            time.sleep(0.1)
         building.send_signal(signal.SIGKILL)
         building.wait()
         assert not (tmp_path / "out").exists()

@@ -193,7 +193,7 @@ def test_the_recipe_is_refused_where_it_cannot_be_followed(world):
     del lines[3]["text"]
     (mute / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for knobs, words in [
-        ({"phase": "active_selection"}, "not built yet"),
+        ({"phase": "active_selection"}, "needs the source 'synthetic'"),
         ({"text_share": 1}, "nothing would be heard"),
         ({"data": {"speech": "mute"}}, "data.speech: 1 rows have no transcript.* the first is train-3"),
         ({"tuning": {"method": "full", "encoder": "frozen"}}, "use method: lora"),

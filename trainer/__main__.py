@@ -1,6 +1,7 @@
 """`python -m trainer SPEC.yaml --out DIR [--ranks N]`: one job or one study, without any service.
 
-`python -m trainer compose …` puts a base together from parts (`trainer.families.composed.compose`).
+`python -m trainer compose …` puts a base together from parts (`trainer.families.composed.compose`); `python -m trainer
+active …` measures what a tuned model hears worst (`trainer.active`).
 
 Run again with the same folder, it goes on from the newest whole checkpoint. Exit codes: 0 done, 1 failed or
 stopped, 2 the spec or its data cannot run as written; the reason is printed and stored.
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compose"]:
         return _compose(arguments[1:])
+    if arguments[:1] == ["active"]:
+        from trainer.active import main as active
+
+        return active(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and score one job or study.")
     parser.add_argument("spec", type=Path, help="job or study, YAML or JSON")
     parser.add_argument("--out", required=True, help="folder or s3://bucket/prefix for all that is left behind")

@@ -118,6 +118,11 @@ class TfIdf:
         self._idf = 1 + np.log((1 + len(sentences)) / (1 + df))
         self._table = _vectors(counted, self._idf).T.tocsr()
 
+    @property
+    def vectors(self) -> scipy.sparse.csr_array:
+        """Unit rows, shape (sentences, terms)."""
+        return self._table.T.tocsr()
+
     def nearest(self, queries: Sequence[str], own: Sequence[int | None], count: int) -> list[list[int]]:
         """For every query up to `count` sentences by falling cosine, sentence `own` left out. Similarities count to six
         decimals, so that the order does not depend on how sums are rounded."""

@@ -13,6 +13,7 @@ from attune.importing import BadRow, SourceError
 from attune.importing.found import Found
 from attune.importing.records import Record
 from attune.importing.split import SHARES, split_groups
+from trainer import audio
 
 Progress = Callable[[int, int], None]
 
@@ -44,26 +45,56 @@ class Speech:
             raise SourceError(f"--voices-test {','.join(self.held_out)}: give those of train with --voices")
 
 
-def speak(found: Found, folder: Path, speech: Speech, language: str | None, progress: Progress | None = None) -> None:
-    """Give every record of `found`, all with a split, a clip in `folder`. Records that cannot be spoken end the build,
-    or are left out where that is wanted."""
+def speak(
+    found: Found,
+    folder: Path,
+    speech: Speech,
+    language: str | None,
+    progress: Progress | None = None,
+    *,
+    seconds: float | None = None,
+) -> None:
+    """Give every record of `found`, all with a split, a clip in `folder`; with `seconds` only the first ones, until
+    their clips are that long together. Records that cannot be spoken end the build, or are left out where that is
+    wanted."""
     speech.check()
     voices = voices_of((str(r.split) for r in found.records), speech.voices, speech.held_out, speech.seed, found.notes)
     sayings = [_saying(r, voices[str(r.split)], speech.seed, language) for r in found.records]
     clips = Clips(folder, speech.engine, speech.workers)
-    failed = clips.speak(sayings, progress)
+    failed = clips.speak(sayings, progress) if seconds is None else _until(clips, sayings, seconds)
     if failed and not speech.skip_failed:
         remedy = "the other clips are kept: run again to try these again, or leave their rows out with --skip-failed"
         raise SourceError(
             f"{len(failed)} of {len(sayings)} texts could not be spoken: {told(sayings, failed)}; {remedy}"
         )
-    for n, (record, saying) in enumerate(zip(found.records, sayings, strict=True)):
+    kept = []
+    for n, (record, saying) in enumerate(zip(found.records, sayings, strict=False)):
         if n in failed:
             found.bad.append(BadRow(record.line, failed[n], record.file))
             continue
         heard_as(record, clips.path(saying), speech.engine.program, saying.voice)
-    found.records = [record for n, record in enumerate(found.records) if n not in failed]
+        kept.append(record)
+    found.records = kept
     found.provenance |= provenance(speech)
+
+
+def _until(clips: Clips, sayings: list[Saying], seconds: float) -> dict[int, str]:
+    """Speak from the first on until clips of so many seconds are there; `sayings` loses the rest. SourceError where
+    all of them are too short for it."""
+    failed: dict[int, str] = {}
+    so_far, size = 0.0, 8 * clips.workers
+    for start in range(0, len(sayings), size):
+        part = sayings[start : start + size]
+        missed = clips.speak(part)
+        for n, saying in enumerate(part):
+            if n in missed:
+                failed[start + n] = missed[n]
+                continue
+            so_far += audio.info(clips.path(saying)).duration_s
+            if so_far >= seconds - 1e-9:
+                del sayings[start + n + 1 :]
+                return {n: reason for n, reason in failed.items() if n < len(sayings)}
+    raise SourceError(f"--budget: {seconds:.0f} s of speech are wanted, and all {len(sayings)} texts make {so_far:.0f}")
 
 
 def heard_as(record: Record, clip: Path, engine: str, voice: str) -> None:

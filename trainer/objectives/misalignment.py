@@ -3,12 +3,32 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from trainer.batch import assign, groups
 from trainer.objectives.cross_entropy import in_pieces
 from trainer.objectives.distillation import kl, teacher_states, twin_states
 from trainer.views import Example
+
+
+@torch.no_grad()
+def divergences(model, examples: Sequence[Example], budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """KL(base on the transcript ‖ tuned on the recording) of each example with a twin, in nats, summed over its
+    predicted tokens, and their number: two arrays (examples,). Dropout is off meanwhile."""
+    training = model.module.training
+    model.train(False)
+    shared = groups(examples, audio_id=model.tokens.audio_id, share=model.shares)
+    sums, count = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
+    for indices in assign([len(e) for e in examples], shared, budget)[0]:
+        batch = model.collate([examples[i] for i in indices])
+        heard, taught = model.supervised_states(batch), teacher_states(model, batch)
+        found = in_pieces(lambda p, q: kl(model.logits(p), model.logits(q)), taught, heard)
+        own = np.array(indices)[batch.rows.cpu().numpy()]
+        np.add.at(sums, own, found.double().cpu().numpy())
+        np.add.at(count, own, 1)
+    model.train(training)
+    return sums, count
 
 
 class Measured(NamedTuple):
