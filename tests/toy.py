@@ -92,15 +92,15 @@ def resolved(base_folder: Path, data_folder: Path, **changes):
     return read_and_resolve(parse_job(job), [data_folder])
 
 
-def loop(resolved, corpus, model, **options):
-    """The Loop that `trainer.run` would make for the job, without a store unless given."""
+def loop(resolved, corpus, model, *, vectors=None, **options):
+    """The Loop that `trainer.run` would make for the job, without a store unless given. `vectors`: of `plan_stage`."""
     from trainer.context import context, has_context
     from trainer.loop import Loop
     from trainer.plan import plan_stage
     from trainer.views import Recordings, reference_examples, training_examples
 
     spec = resolved.spec
-    plans = [plan_stage(resolved, n) for n in range(len(resolved.stages))]
+    plans = [plan_stage(resolved, n, corpus, vectors) for n in range(len(resolved.stages))]
     contexts = {
         stage.name: context(resolved, n, plans[n], corpus)
         for n, stage in enumerate(resolved.stages)

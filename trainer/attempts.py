@@ -1,9 +1,11 @@
-"""Whose number an attempt has (light): `attempts/<no>/claim.json`, written once."""
+"""Whose number an attempt has (light): `attempts/<no>/claim.json`, written once; and of which job it is."""
 
 import json
 import time
 import uuid
 
+from trainer.fields import problem
+from trainer.resolve import Resolved
 from trainer.store import ConflictError, Store
 
 
@@ -26,3 +28,11 @@ def claim(store: Store, number: int | None = None) -> int:
             if given is not None:
                 raise
             number += 1
+
+
+def same_job(resolved: Resolved, store: Store) -> None:
+    """SpecError where the store holds another job: its checkpoints would be taken for this one's."""
+    if store.exists("spec.json"):
+        stored = Resolved.model_validate_json(store.get("spec.json"))
+        if stored.hash != resolved.hash:
+            raise problem("out", f"{store.uri} holds the job {stored.spec.name!r} of another spec; use a new folder")

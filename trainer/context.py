@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.balance import Vectors, needs_vectors, random_vectors, whole_numbers
 from trainer.corpus import Corpus
 from trainer.demonstrations import Candidates, sample
 from trainer.plan import StagePlan, plan_stage, shown_before
 from trainer.resolve import Resolved
 from trainer.rng import philox
-from trainer.stage import Demonstrations, Labels, Stage
+from trainer.stage import Demonstrations, Diverse, Labels, Stage
 from trainer.store import Store
 from trainer.tokens import DataError
 from trainer.utterance import Utterance
@@ -25,6 +26,8 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts as unit vectors."""
 Encoder = Callable[[Demonstrations], Embed]
 """Loads the sentence encoder that demonstrations name (`trainer.sentence_encoder`; heavy, so it is handed in)."""
+Aligner = Callable[[Sequence[Utterance], str], np.ndarray]
+"""Utterances, as `speech` or `text`, as vectors of the base's aligner (`trainer.aligner`; heavy alike)."""
 NONE = 0xFFFF
 """In `Context.source`: no demonstration."""
 
@@ -85,13 +88,20 @@ def has_context(stage: Stage) -> bool:
 
 
 def prepare(
-    resolved: Resolved, corpus: Corpus, store: Store, put: Callable[[str, bytes], None], encoder: Encoder
+    resolved: Resolved,
+    corpus: Corpus,
+    store: Store,
+    put: Callable[[str, bytes], None],
+    encoder: Encoder,
+    aligner: Aligner | None = None,
 ) -> None:
-    """Writes the plans and contexts that the store lacks, by `put(key, bytes)`; `encoder` loads a sentence encoder."""
+    """Writes the plans and contexts that the store lacks, by `put(key, bytes)`, and the embeddings that plans are made
+    from. `encoder` loads a sentence encoder, `aligner` makes embeddings."""
     for n, stage in enumerate(resolved.stages):
         plan_key, context_key = _keys(stage)
         if not store.exists(plan_key):
-            put(plan_key, plan_stage(resolved, n).save())
+            vectors = _vectors(resolved, stage, corpus, store, put, aligner)
+            put(plan_key, plan_stage(resolved, n, corpus, vectors).save())
         if has_context(stage) and not store.exists(context_key):
             put(context_key, context(resolved, n, StagePlan.fetch(store, plan_key), corpus, encoder).save())
 
@@ -101,6 +111,27 @@ def prepared(resolved: Resolved, store: Store) -> tuple[list[StagePlan], dict[st
     plans = [StagePlan.fetch(store, _keys(stage)[0]) for stage in resolved.stages]
     having = [stage for stage in resolved.stages if has_context(stage)]
     return plans, {stage.name: Context.load(store.get(_keys(stage)[1])) for stage in having}
+
+
+def _vectors(
+    resolved: Resolved, stage: Stage, corpus: Corpus, store: Store, put: Callable[[str, bytes], None], aligner
+) -> Vectors | None:
+    """The embeddings that the plan of a stage asks for, as stored by an earlier attempt, else made and stored now."""
+    sources = {name: corpus.sources[name].rows for name in stage.sources}
+    shown = {u.task for rows in sources.values() for u in rows if stage.shows(u.task)}
+    if not needs_vectors(stage, [task for task in corpus.tasks.values() if task.name in shown]):
+        return None
+    assert isinstance(stage.sampler, Diverse)
+    if stage.sampler.embeddings == "random":
+        return {name: random_vectors(name, len(rows), resolved.spec.seed) for name, rows in sources.items()}
+    key = f"inputs/{stage.name}/vectors.npz"
+    if not store.exists(key):
+        assert aligner is not None, "the base's aligner was not handed in"
+        made = {name: whole_numbers(aligner(rows, resolved.sources[name].modality)) for name, rows in sources.items()}
+        np.savez(buffer := io.BytesIO(), **made)  # type: ignore[arg-type]
+        put(key, buffer.getvalue())
+    with np.load(io.BytesIO(store.get(key)), allow_pickle=False) as stored:
+        return {name: stored[name] for name in sources}
 
 
 def _keys(stage: Stage) -> tuple[str, str]:

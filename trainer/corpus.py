@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import math
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,12 @@ class Corpus:
         """The source that demonstrations are drawn from: the first that has transcripts with labels."""
         shows = (name for name, s in self.sources.items() if any(u.text and u.label is not None for u in s.rows))
         return next(shows, None)
+
+    def task_rows(self, shows: Callable[[str], bool] = lambda task: True) -> dict[str, dict[str, int]]:
+        """Usable rows by task, in the job's order, and source; `shows`: of which tasks."""
+        found = {name: Counter(u.task for u in s.rows) for name, s in self.sources.items()}
+        every = {task: {name: n[task] for name, n in found.items() if n[task]} for task in self.tasks if shows(task)}
+        return {task: rows for task, rows in every.items() if rows}
 
     def counts(self) -> dict[str, int]:
         """Usable rows per source."""

@@ -122,7 +122,7 @@ def refuse_names(stages: Sequence[Stage], corpus: Corpus, *, custom: bool) -> No
             continue
         at = f"recipe.stages[{n}].view" if custom else "recipe"
         shown, mute = {}, None
-        for row in (u for source in stage.mix for u in corpus.sources[source].rows):
+        for row in (u for source in stage.mix for u in corpus.sources[source].rows if stage.shows(u.task)):
             shown[row.task] = None
             mute = mute if row.text else mute or row.id
         for name in shown:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.balance import Vectors, diverse_rows, drawn_rows, in_epochs, names, places, pool
+from trainer.corpus import Corpus
 from trainer.object_store import Store
 from trainer.resolve import Resolved
 from trainer.rng import permutation
-from trainer.stage import Curve, cumulative
+from trainer.stage import Balanced, Curve, Diverse, Stage, cumulative
 
 TEXT, SPEECH = 0, 1
 BLOCK = 1 << 20
@@ -97,30 +99,75 @@ def _mapped(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -
     return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
 
 
-def plan_stage(resolved: Resolved, stage_index: int) -> StagePlan:
-    """The plan of one stage. A source's epochs run on through the stages that show it."""
+def plan_stage(
+    resolved: Resolved, stage_index: int, corpus: Corpus | None = None, vectors: Vectors | None = None
+) -> StagePlan:
+    """The plan of one stage. A source's epochs run on through the stages that show it.
+
+    `corpus`: where the stage picks among tasks (`Stage.tasks`, or another sampler than `mixture`). `vectors`: the
+    embeddings of its rows, where `trainer.balance.needs_vectors`.
+    """
     stage = resolved.stages[stage_index]
-    rows = {name: resolved.sources[name].rows for name in stage.mix}
-    before = shown_before(resolved, stage_index)
+    usable = usable_rows(resolved, stage, corpus)
     views = [SPEECH if resolved.sources[name].modality == "speech" else TEXT for name in stage.mix]
-    mix = {str(name): curve for name, curve in stage.mix.items()}
     count, seed = stage.steps * resolved.spec.global_batch, resolved.spec.seed
-    found = present(mix, {name: stage.kept(n) for name, n in rows.items()}, before, views, count, seed)
-    if stage.fraction < 1:
-        for n, (name, many) in enumerate(rows.items()):
-            at = found.source == n
-            found.row[at] = permutation(resolved.spec.data.subset_seed, f"fraction/{name}", many)[found.row[at]]
+    if isinstance(stage.sampler, Balanced | Diverse):
+        assert corpus is not None, "a stage that balances tasks is planned with its corpus"
+        rows = pool(corpus, usable)
+        if isinstance(stage.sampler, Diverse):
+            source, row = diverse_rows(resolved, stage, rows, corpus, vectors)
+        else:
+            source, row = drawn_rows(resolved, stage, rows, _drawn_before(resolved, stage_index, corpus))
+        view = np.asarray(views, dtype=np.uint8)[source]
+        return StagePlan(source.astype(np.uint16), row.astype(np.uint32), view)
+    # A stage of some tasks has an order of its own: that of its sources runs on over all of their rows.
+    called = {str(name): str(name) if stage.tasks is None else f"{stage.name}/{name}" for name in stage.mix}
+    mix = {called[name]: curve for name, curve in stage.mix.items()}
+    before = {called[name]: n for name, n in shown_before(resolved, stage_index).items()}
+    found = present(mix, {called[name]: len(own) for name, own in usable.items()}, before, views, count, seed)
+    for n, own in enumerate(usable.values()):
+        at = found.source == n
+        found.row[at] = own[found.row[at]]
+    return found
+
+
+def usable_rows(resolved: Resolved, stage: Stage, corpus: Corpus | None) -> dict[str, np.ndarray]:
+    """The rows that a stage may show, by source."""
+    usable: dict[str, np.ndarray] = {}
+    for name in map(str, stage.mix):
+        many = resolved.sources[name].rows
+        rows = np.arange(many)
+        if stage.fraction < 1:
+            seed = resolved.spec.data.subset_seed
+            rows = permutation(seed, f"fraction/{name}", many)[: stage.kept(many)]
+        if stage.tasks is not None:
+            assert corpus is not None, "a stage of some tasks is planned with its corpus"
+            all_rows = corpus.sources[name].rows
+            rows = rows[[stage.shows(all_rows[r].task) for r in rows.tolist()]]
+        usable[name] = rows
+    return usable
+
+
+def _drawn_before(resolved: Resolved, stage_index: int, corpus: Corpus) -> dict[str, int]:
+    """Presentations of each task in the balanced stages before a stage, by what its order is called."""
+    found: dict[str, int] = {}
+    for stage in resolved.stages[:stage_index]:
+        if isinstance(stage.sampler, Balanced):
+            rows = pool(corpus, usable_rows(resolved, stage, corpus))
+            shown = np.bincount(places(resolved, stage, rows), minlength=len(rows.tasks)).tolist()
+            for name, n in zip(names(stage, rows), shown, strict=True):
+                found[name] = found.get(name, 0) + n
     return found
 
 
 def shown_before(resolved: Resolved, stage_index: int) -> dict[str, int]:
-    """Presentations of each source of a stage in the stages before it. A stage that shows a part of the rows has epochs
-    of its own."""
+    """Presentations of each source of a stage in the stages before it. A stage that shows a part of the rows, or picks
+    among tasks, has epochs of its own."""
     stage = resolved.stages[stage_index]
     before: dict[str, int] = dict.fromkeys(map(str, stage.mix), 0)
-    if stage.fraction < 1:
+    if not stage.runs_on:
         return before
-    for earlier in (s for s in resolved.stages[:stage_index] if s.fraction == 1):
+    for earlier in (s for s in resolved.stages[:stage_index] if s.runs_on):
         shown = interleave(list(earlier.mix.values()), earlier.steps * resolved.spec.global_batch)
         for n, name in enumerate(earlier.mix):
             if name in before:
@@ -144,16 +191,6 @@ def present(
         row[at] = in_epochs(name, rows[name], before[name], len(at), seed)
     view = np.asarray(views, dtype=np.uint8)[source]
     return StagePlan(source.astype(np.uint16), row, view)
-
-
-def in_epochs(name: str, rows: int, start: int, count: int, seed: int) -> np.ndarray:
-    """Presentations `start` to `start + count` of a source of `rows` rows: permuted afresh every epoch."""
-    if count == 0:
-        return np.empty(0, dtype=np.uint32)
-    first, last = start // rows, (start + count - 1) // rows
-    epochs = [permutation(seed, f"epoch/{name}/{epoch}", rows) for epoch in range(first, last + 1)]
-    offset = start - first * rows
-    return np.concatenate(epochs)[offset : offset + count].astype(np.uint32)
 
 
 def interleave(mix: Sequence[float | Curve], count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from trainer.fields import Problem, SpecError, nearest, problem
 from trainer.formats import FORMATS
 from trainer.metrics import METRICS
 from trainer.spec import JobSpec, Task
-from trainer.stage import Stage, Transcribe, cumulative
+from trainer.stage import Balanced, Curve, Mixture, Stage, Transcribe, cumulative, source_shares
 from trainer.strategies import Baseline, Custom, Untuned
 from trainer.tokens import check_window
 
@@ -64,9 +64,44 @@ def refuse_unfit(stages: Sequence[Stage], spec: JobSpec, corpus: Corpus) -> None
             message = f"must be a multiple of the objective's group_size ({stage.objective.unit}); change either"
             problems.append(Problem("global_batch", global_batch, message))
         for source in stage.mix if stage.objective.twin or isinstance(stage.view, Transcribe) else ():
-            if bare := [u.id for u in corpus.sources[source].rows if not u.text]:
+            if bare := [u.id for u in corpus.sources[source].rows if not u.text and stage.shows(u.task)]:
                 message = f"{len(bare)} rows have no transcript, which stage {stage.name} needs; the first is {bare[0]}"
                 problems.append(Problem(f"data.{source}", corpus.sources[source].ref, message))
+    if problems:
+        raise SpecError(problems)
+
+
+def refuse_unbalanced(stages: Sequence[Stage], corpus: Corpus, *, custom: bool) -> None:
+    """SpecError for stages whose tasks have no rows, and for a mix that does not follow from the shares of tasks.
+    `custom`: the recipe is the stages themselves."""
+    problems = []
+    for n, stage in enumerate(stages):
+        if stage.tasks is None and isinstance(stage.sampler, Mixture):
+            continue
+        at = f"recipe.stages[{n}]" if custom else "recipe"
+        found = corpus.task_rows(stage.shows)
+        rows = {t: {s: k for s, k in own.items() if s in stage.mix} for t, own in found.items()}
+        rows = {task: own for task, own in rows.items() if own}
+        if missing := [task for task in stage.tasks or () if task not in rows]:
+            message = f"no row of stage {stage.name} is of it; {nearest(missing[0], corpus.task_rows())}"
+            problems.append(Problem(f"{at}.tasks", missing[0], message))
+            continue
+        if idle := [s for s in stage.mix if not any(s in own for own in rows.values())]:
+            message = f"has no row of the tasks of stage {stage.name}; leave it out of mix"
+            problems.append(Problem(f"{at}.mix.{idle[0]}", None, message))
+            continue
+        if isinstance(stage.sampler, Mixture):
+            continue
+        weights = stage.sampler.weights if isinstance(stage.sampler, Balanced) else None
+        if weights is not None and set(weights) != set(rows):
+            message = f"names {', '.join(weights)}, and the rows of stage {stage.name} are of {', '.join(rows)}"
+            problems.append(Problem(f"{at}.sampler.weights", None, message))
+            continue
+        follows = dict(zip(stage.sources, source_shares(stage.sampler, rows, stage.sources), strict=True))
+        if any(isinstance(share, Curve) or abs(share - follows[s]) > 0.005 for s, share in stage.mix.items()):
+            said = ", ".join(f"{source}: {share:.4f}" for source, share in follows.items())
+            message = f"sampler {stage.sampler.kind} shares out tasks, from which the sources follow: use {{{said}}}"
+            problems.append(Problem(f"{at}.mix", None, message))
     if problems:
         raise SpecError(problems)
 

@@ -12,10 +12,17 @@ from trainer.corpus import MODALITY, Corpus, Guarded, SourceRows, read_corpus
 from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.labels import pin_encoder, refuse_names
 from trainer.metrics import METRICS, default_metrics
-from trainer.refusals import refuse_decoding, refuse_endless, refuse_idle, refuse_unbuilt, refuse_unfit
+from trainer.refusals import (
+    refuse_decoding,
+    refuse_endless,
+    refuse_idle,
+    refuse_unbalanced,
+    refuse_unbuilt,
+    refuse_unfit,
+)  # fmt: skip
 from trainer.spec import JobSpec, Task
 from trainer.stage import Stage
-from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, Untuned
+from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, TaskRows, Untuned
 from trainer.tokens import DataError, check_window, family_of
 
 ADDED: dict[str, Any] = {
@@ -30,6 +37,7 @@ ADDED: dict[str, Any] = {
     "guards": [],
     "stages.*.measure": None,
     "stages.*.fraction": 1.0,
+    "stages.*.tasks": None,
 }
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
 out of the hash at that value, so that a stored job hashes alike under every version. `*` is every item of a list."""
@@ -131,8 +139,8 @@ def _leave_out(doc: Any, path: list[str], default: Any) -> None:
             del doc[head]
 
 
-def budget_of(spec: JobSpec) -> Budget:
-    """What the spec's own fields give every strategy."""
+def budget_of(spec: JobSpec, corpus: Corpus) -> Budget:
+    """What the spec's own fields, and the tasks of its rows, give every strategy."""
     return Budget(
         global_batch=spec.global_batch,
         steps=spec.steps,
@@ -140,6 +148,7 @@ def budget_of(spec: JobSpec) -> Budget:
         optimizer=spec.optimizer,
         projector=spec.tuning.projector == "full",
         encoder=spec.tuning.encoder != "frozen",
+        tasks={name: TaskRows(rows, corpus.tasks[name].closed) for name, rows in corpus.task_rows().items()},
     )
 
 
@@ -148,13 +157,14 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     refuse_unbuilt(spec)
     if Path(spec.base).is_dir() and spec.encoder_window != "family":
         check_window(family_of(spec.base), spec.encoder_window)
-    stages = spec.recipe.stages(corpus.counts(), budget_of(spec))
+    stages = spec.recipe.stages(corpus.counts(), budget_of(spec, corpus))
     refuse_idle(stages, spec)
     refuse_endless(stages, spec)
     used = list(dict.fromkeys(source for stage in stages for source in stage.mix))
     if corpus.test is None:
         raise SpecError([Problem("evaluate.on", None, "no test set")])
     refuse_unfit(stages, spec, corpus)
+    refuse_unbalanced(stages, corpus, custom=isinstance(spec.recipe, Custom))
     if isinstance(spec.recipe, Baseline):
         used = spec.recipe.learns_from(corpus.counts())
         spec = _one_answer(spec, corpus)

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from trainer import checkpoint, hearing, lineage, result
-from trainer.attempts import attempts, claim
+from trainer.aligner import aligned
+from trainer.attempts import attempts, claim, same_job
 from trainer.checkpoint import Checkpoint
 from trainer.context import prepare, prepared
 from trainer.corpus import Corpus, read_corpus
 from trainer.evaluate.scoring import Scoring
 from trainer.families import check_family, check_loaded, in_bf16, load_base, own_device
 from trainer.features import FeatureCache
-from trainer.fields import problem
 from trainer.loop import Event, Loop, Outcome
 from trainer.plan import StagePlan
 from trainer.predictions import Row, to_lines
@@ -68,14 +68,14 @@ def run(
     """
     ranks, lent = ranks or Ranks(), model
     with ranks.together():
-        _same_job(resolved, store)
+        same_job(resolved, store)
         over = store.exists("final.json")
     if ranks.from_first(over):
         with ranks.together():
             return Result.model_validate_json(store.get("final.json"))
     job = _Job(resolved, store, sink, ranks, corpus, roots, device, threads, attempt)
     try:
-        plans = job.plans()
+        plans = job.plans(partial(job.base, model, cache))
         try:
             model = job.model(lent, cache, control)
             job.train(model, plans, control)
@@ -100,14 +100,6 @@ def run(
             lent.detach()
 
 
-def _same_job(resolved: Resolved, store: Store) -> None:
-    """SpecError where the store holds another job: its checkpoints would be taken for this one's."""
-    if store.exists("spec.json"):
-        stored = Resolved.model_validate_json(store.get("spec.json"))
-        if stored.hash != resolved.hash:
-            raise problem("out", f"{store.uri} holds the job {stored.spec.name!r} of another spec; use a new folder")
-
-
 class _Job:
     """The steps of `run`, and what they share."""
 
@@ -127,6 +119,7 @@ class _Job:
         with ranks.together():
             number = claim(store, attempt) if ranks.rank == 0 else None
         self.attempt = ranks.from_first(number)
+        self._base: Any = None
         self.rows: list[Row] = []
         self.lineage: Lineage | None = None
         self.hearing: dict[str, Any] | None = None
@@ -151,22 +144,25 @@ class _Job:
 
     # ---- plan, data
 
-    def plans(self) -> list[StagePlan]:
-        """The stages' plans: as stored by an earlier attempt, else made now and stored. Also finds what an earlier
-        attempt has finished."""
+    def plans(self, base: Callable[[], Any]) -> list[StagePlan]:
+        """The stages' plans: as stored by an earlier attempt, else made now and stored, some by the `base`. Also finds
+        what an earlier attempt has finished."""
         self.tell({"kind": "state", "state": "loading", "attempt": self.attempt})
         with self.ranks.together():
             if not self.store.exists("spec.json"):
                 self.put_shared("spec.json", self.resolved.model_dump_json(by_alias=True, indent=1) + "\n")
         with self.ranks.together():
-            _same_job(self.resolved, self.store)  # another job may have begun here just now
+            same_job(self.resolved, self.store)  # another job may have begun here just now
             self.corpus = self._corpus or read_corpus(self.spec, self.roots)
             check_pins(self.resolved, self.corpus)
             self.scoring = Scoring(self.resolved, self.corpus, self.ranks, self.tell)
             self.tasks = self.scoring.tasks
         with self.ranks.together():
             if self.ranks.rank == 0:
-                prepare(self.resolved, self.corpus, self.store, self.put_shared, sentence_encoder)
+                prepare(
+                    self.resolved, self.corpus, self.store, self.put_shared, sentence_encoder,
+                    lambda *rows: aligned(base(), self.recordings, *rows),
+                )  # fmt: skip
         with self.ranks.together():
             plans, self.contexts = prepared(self.resolved, self.store)
             if found := checkpoint.newest(self.store, self.tell):
@@ -177,13 +173,11 @@ class _Job:
 
     # ---- model
 
-    def model(self, lent, cache: FeatureCache | None, control: Callable[[], str]):
-        """The base with this job's trainable parts on it."""
-        spec = self.spec
-        if lent is not None:
-            self.device = str(lent.device)
-        self.precision = "bf16" if in_bf16(spec, self.device) else "fp32"
-        with self.ranks.together():
+    def base(self, lent, cache: FeatureCache | None):
+        """The base alone: as lent, else loaded when it is first asked for."""
+        if self._base is None:
+            spec, self.device = self.spec, self.device if lent is None else str(lent.device)
+            self.precision = "bf16" if in_bf16(spec, self.device) else "fp32"
             if lent is None:
                 lent = load_base(self.resolved, self.device, cache)
             else:
@@ -191,15 +185,22 @@ class _Job:
                 lent.cache = lent.cache if cache is None else cache
             check_loaded(lent, spec, self.resolved.base_revision, self.precision)
             lent.hear(spec.encoder_window)
-        self.recordings = Recordings(lent.tokens.shape.sampling_rate, trim_silence=spec.data.trim_silence == "on")
-        if isinstance(spec.recipe, Baseline):
-            return lent
-        tuning = spec.tuning
-        if tuning.encoder == "auto":
-            tuning = tuning.model_copy(update={"encoder": self._encoder(lent, control)})
+            self.recordings = Recordings(lent.tokens.shape.sampling_rate, trim_silence=spec.data.trim_silence == "on")
+            self._base = lent
+        return self._base
+
+    def model(self, lent, cache: FeatureCache | None, control: Callable[[], str]):
+        """The base with this job's trainable parts on it."""
+        spec, tuning = self.spec, self.spec.tuning
         with self.ranks.together():
-            lent.attach(tuning, seed=spec.seed, execution=spec.execution, shard=spec.resources.shard_base)
-        return lent
+            base = self.base(lent, cache)
+        if isinstance(spec.recipe, Baseline):
+            return base
+        if tuning.encoder == "auto":
+            tuning = tuning.model_copy(update={"encoder": self._encoder(base, control)})
+        with self.ranks.together():
+            base.attach(tuning, seed=spec.seed, execution=spec.execution, shard=spec.resources.shard_base)
+        return base
 
     def _encoder(self, model, control: Callable[[], str]) -> str:
         """What `encoder: auto` becomes: by the hearing check on recordings of the training side, once for all

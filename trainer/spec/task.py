@@ -40,6 +40,11 @@ class Task(Spec):
     metrics: list[str] = []
     """Metrics to score; empty: the defaults of the answer form. The first is the main one."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether its rows are told apart by one label, or by the intent of a closed set; else its answer is open."""
+        return self.answer == "label" or (self.answer == "json" and bool(self.intents))
+
     @model_validator(mode="after")
     def _answers_fit(self) -> "Task":
         if self.answer in ("label", "label_set") and not self.labels:

@@ -21,7 +21,7 @@ from trainer.stage.objective import (
     Twin,
 )  # fmt: skip
 from trainer.stage.optimizer import Optimizer, Trainable
-from trainer.stage.sampler import Mixture
+from trainer.stage.sampler import Balanced, Diverse, Mixture, Sampler, source_shares, task_weights
 from trainer.stage.view import Demonstrations, Labels, Naming, Plain, Transcribe, View
 
 Source = Literal["text", "speech", "synthetic"]
@@ -43,8 +43,10 @@ class Stage(Spec):
     """Optimiser and learning-rate shape of this stage."""
     reset_optimizer: bool = False
     """Start the stage with fresh AdamW moments."""
-    sampler: Mixture = Mixture()
+    sampler: Sampler = Mixture()
     """Which utterance next."""
+    tasks: list[str] | None = Field(default=None, min_length=1)
+    """Tasks whose rows the stage shows; default: all."""
     view: View = Plain()
     """Seen how."""
     objective: Objective = CrossEntropy()
@@ -59,6 +61,15 @@ class Stage(Spec):
         """Names of the sources in the order that the plan numbers them."""
         return list(self.mix)
 
+    @property
+    def runs_on(self) -> bool:
+        """Whether the epochs of its sources run on from stage to stage; else it has epochs of its own."""
+        return self.fraction == 1 and self.tasks is None and isinstance(self.sampler, Mixture)
+
+    def shows(self, task: str) -> bool:
+        """Whether rows of a task are shown."""
+        return self.tasks is None or task in self.tasks
+
     def kept(self, rows: int) -> int:
         """How many of a source's rows the stage shows."""
         return math.ceil(self.fraction * rows - 1e-9)
@@ -71,6 +82,9 @@ class Stage(Spec):
             raise ValueError("a contrastive objective compares recordings with transcripts; leave text out of mix")
         if self.fraction < 1 and isinstance(self.view, Labels) and self.view.demonstrations.most:
             raise ValueError("demonstrations come from all rows, so a stage that has them shows all; use fraction: 1")
+        picks = self.tasks is not None or not isinstance(self.sampler, Mixture)
+        if picks and isinstance(self.view, Labels) and self.view.labels == "random" and self.view.scope == "epoch":
+            raise ValueError("scope epoch counts passes over whole sources, and this stage picks among tasks; use run")
         probe = np.sum([shares(c, 1000) for c in self.mix.values()], axis=0)
         worst = int(np.argmax(np.abs(probe - 1)))
         if abs(probe[worst] - 1) > 1e-6:
@@ -81,7 +95,7 @@ class Stage(Spec):
 
 
 __all__ = [
-    "DEPTHS", "Contrastive", "CrossEntropy", "Curve", "Demonstrations", "Distillation", "Divergences", "Labels",
-    "Mixture", "Naming", "Objective", "Optimizer", "Plain", "Source", "Stage", "Trainable", "Transcribe", "Twin",
-    "View", "cumulative", "shares",
+    "DEPTHS", "Balanced", "Contrastive", "CrossEntropy", "Curve", "Demonstrations", "Distillation", "Divergences",
+    "Diverse", "Labels", "Mixture", "Naming", "Objective", "Optimizer", "Plain", "Sampler", "Source", "Stage",
+    "Trainable", "Transcribe", "Twin", "View", "cumulative", "shares", "source_shares", "task_weights",
 ]  # fmt: skip

@@ -10,6 +10,15 @@ from trainer.stage import Optimizer, Plain, Source, Stage, Trainable, View
 SOURCES: tuple[Source, ...] = ("text", "synthetic", "speech")
 
 
+class TaskRows(NamedTuple):
+    """What there is of a task."""
+
+    rows: Mapping[str, int]
+    """Usable rows by source."""
+    closed: bool
+    """Whether its rows are told apart by label; else its answer is open."""
+
+
 class Budget(NamedTuple):
     """Length and defaults of a job, the same for every strategy."""
 
@@ -25,6 +34,8 @@ class Budget(NamedTuple):
     """Whether the projector learns in stages that hear speech."""
     encoder: bool
     """Whether the encoder learns in stages that hear speech."""
+    tasks: Mapping[str, TaskRows] = {}
+    """By name, in the job's order."""
 
     def steps_for(self, examples: float) -> int:
         """The job's steps: as given, else as many as show `examples` examples."""
