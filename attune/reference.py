@@ -56,15 +56,15 @@ def _kind(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     arguments = get_args(annotation)
+    if arguments and hasattr(annotation, "__metadata__"):
+        return _kind(arguments[0])
     origin = getattr(annotation, "__origin__", None)
     if "Literal" in str(origin):
         return ", ".join(f"`{a}`" for a in arguments)
     if arguments and origin in (list, dict, tuple):
         return f"{origin.__name__} of {', '.join(_kind(a) for a in arguments)}"
-    if arguments and hasattr(annotation, "__metadata__"):
-        return _kind(arguments[0])
     if arguments:
-        return " or ".join(_kind(a) for a in arguments)
+        return " or ".join(dict.fromkeys(_kind(a) for a in arguments))
     return getattr(annotation, "__name__", str(annotation))
 
 

@@ -10,6 +10,7 @@ import yaml
 from attune.importing import ImportReport
 from trainer.estimate import Estimate, mix_chart
 from trainer.resolve import Resolved
+from trainer.stage import AnyCurve, mean
 from trainer.study import Expanded, presentations
 from trainer.suite import Suite
 from trainer.validate import Report
@@ -33,7 +34,9 @@ def job(resolved: Resolved, *, as_json: bool) -> None:
         parts = [name for name, on in stage.trainable.model_dump().items() if on]
         o = stage.optimizer
         print(f"  {stage.name}: {stage.steps} steps; {mix}; trains {', '.join(parts)}")
-        print(f"      AdamW {o.peak_lr:g} {o.schedule}, warm-up {o.warmup_ratio:.2%}, clip {o.clip_norm:g}")
+        shape = o.schedule if isinstance(o.schedule, str) else f"{o.schedule.kind} curve"
+        part = f" (from step {o.schedule_part[0]} of {o.schedule_part[1]})" if o.schedule_part else ""
+        print(f"      AdamW {o.peak_lr:g} {shape}{part}, warm-up {o.warmup_ratio:.2%}, clip {o.clip_norm:g}")
     print("\nsources")
     for name, pin in {**resolved.sources, "test": resolved.test}.items():
         subset = f" of {pin.available}" if pin.available != pin.rows else ""
@@ -43,8 +46,8 @@ def job(resolved: Resolved, *, as_json: bool) -> None:
     print(yaml.safe_dump(data["spec"], sort_keys=False, allow_unicode=True, width=110).rstrip())
 
 
-def _share(value: Any) -> str:
-    return f"{value:.1%}" if isinstance(value, float) else "curve"
+def _share(value: float | AnyCurve) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else f"{mean(value):.1%} ({value.kind})"
 
 
 def study(expanded: Expanded, *, as_json: bool) -> None:

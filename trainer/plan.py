@@ -23,7 +23,7 @@ from trainer.corpus import Corpus
 from trainer.object_store import Store
 from trainer.resolve import Resolved
 from trainer.rng import permutation
-from trainer.stage import Balanced, Curve, Diverse, Stage, cumulative
+from trainer.stage import AnyCurve, Balanced, Diverse, Stage, cumulative
 
 TEXT, SPEECH = 0, 1
 BLOCK = 1 << 20
@@ -176,7 +176,7 @@ def shown_before(resolved: Resolved, stage_index: int) -> dict[str, int]:
 
 
 def present(
-    mix: Mapping[str, float | Curve],
+    mix: Mapping[str, float | AnyCurve],
     rows: Mapping[str, int],
     before: Mapping[str, int],
     views: Sequence[int],
@@ -193,7 +193,7 @@ def present(
     return StagePlan(source.astype(np.uint16), row, view)
 
 
-def interleave(mix: Sequence[float | Curve], count: int) -> np.ndarray:
+def interleave(mix: Sequence[float | AnyCurve], count: int) -> np.ndarray:
     """Index of the source of each of `count` presentations, shape (count,): error diffusion.
 
     One or two sources: the nearest integer to the share due, so the deviation is at most 1/2. More: Tijdeman's

@@ -38,9 +38,12 @@ ADDED: dict[str, Any] = {
     "stages.*.measure": None,
     "stages.*.fraction": 1.0,
     "stages.*.tasks": None,
+    "stages.*.mix.*.kind": "piecewise",
+    "stages.*.optimizer.schedule_part": None,
 }
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
-out of the hash at that value, so that a stored job hashes alike under every version. `*` is every item of a list."""
+out of the hash at that value, so that a stored job hashes alike under every version. `*`: every item of a list or
+mapping."""
 
 HEARD = ("speech", "synthetic")
 """Sources that the hearing check may listen to, the first there is."""
@@ -129,8 +132,8 @@ class Resolved(Spec):
 
 def _leave_out(doc: Any, path: list[str], default: Any) -> None:
     head, *rest = path
-    if isinstance(doc, list):
-        for item in doc:
+    if isinstance(doc, list) or (head == "*" and isinstance(doc, dict)):
+        for item in doc.values() if isinstance(doc, dict) else doc:
             _leave_out(item, rest if head == "*" else path, default)
     elif isinstance(doc, dict) and head in doc:
         if rest:

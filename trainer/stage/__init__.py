@@ -4,13 +4,14 @@ Strategies return lists of these; the loop executes them and knows no paper (des
 """
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainer.fields import Share, Spec
-from trainer.stage.curve import Curve, cumulative, shares
+from trainer.stage.curve import AnyCurve, AnyShare, Curve, Ramp, Rest, Steps, area, cumulative, mean, shares
 from trainer.stage.objective import (
     DEPTHS,
     Contrastive,
@@ -35,8 +36,9 @@ class Stage(Spec):
     """Name of the stage, used in file names: lower case, digits, '-', '_'."""
     steps: int = Field(gt=0)
     """Optimiser steps; a step is `global_batch` examples."""
-    mix: dict[Source, Share | Curve]
-    """Share of a step's examples per source: a constant or a curve over the stage. Shares add up to 1."""
+    mix: dict[Source, AnyShare]
+    """Share of a step's examples per source: a constant or a curve over the stage. Shares add up to 1; `rest`, once, is
+    what the others leave."""
     trainable: Trainable = Trainable()
     """Parts that learn."""
     optimizer: Optimizer = Optimizer()
@@ -74,6 +76,17 @@ class Stage(Spec):
         """How many of a source's rows the stage shows."""
         return math.ceil(self.fraction * rows - 1e-9)
 
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _rest(cls, mix: Any) -> Any:
+        if not isinstance(mix, Mapping):
+            return mix
+        others = [share for share in mix.values() if share != "rest"]
+        if len(others) < len(mix) - 1:
+            raise ValueError("rest can stand once; say the other shares")
+        whole = {"kind": "rest", "of": others} if others else 1.0
+        return {source: whole if share == "rest" else share for source, share in mix.items()}
+
     @model_validator(mode="after")
     def _shares_add_up(self) -> "Stage":
         if not self.mix:
@@ -95,7 +108,8 @@ class Stage(Spec):
 
 
 __all__ = [
-    "DEPTHS", "Balanced", "Contrastive", "CrossEntropy", "Curve", "Demonstrations", "Distillation", "Divergences",
-    "Diverse", "Labels", "Mixture", "Naming", "Objective", "Optimizer", "Plain", "Sampler", "Source", "Stage",
-    "Trainable", "Transcribe", "Twin", "View", "cumulative", "shares", "source_shares", "task_weights",
+    "DEPTHS", "AnyCurve", "AnyShare", "Balanced", "Contrastive", "CrossEntropy", "Curve", "Demonstrations", "Distillation",
+    "Divergences", "Diverse", "Labels", "Mixture", "Naming", "Objective", "Optimizer", "Plain", "Ramp", "Rest", "Sampler",
+    "Source", "Stage", "Steps", "Trainable", "Transcribe", "Twin", "View", "area", "cumulative", "mean", "shares",
+    "source_shares", "task_weights",
 ]  # fmt: skip
