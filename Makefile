@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-orders test test-integration test-faults test-servers check bench-flops base docs clean
+.PHONY: install demo demo-orders test test-integration test-faults test-servers check bench-flops replications replication-docs base docs clean
 
 install: $(STAMP)
 
@@ -53,6 +53,14 @@ check: install
 # FLOPs of a training step against stock transformers + PEFT, counted; some 15 minutes. All benchmarks: benchmarks/.
 bench-flops: install
 	$(BIN)/python benchmarks/flops.py
+
+# A study per paper on the tiny base, each about twenty minutes on two idle cores; stopped, it goes on with the next call.
+replications: install
+	$(BIN)/python -m benchmarks.replications
+
+# docs/replications.md and its figures from the results that are stored in suites/replications/results.
+replication-docs: install
+	$(BIN)/python -m benchmarks.replications --docs
 
 # Rebuilds the tiny base from text and synthetic speech; prints its gate. About two hours on two cores.
 base: install
