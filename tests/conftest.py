@@ -1,6 +1,7 @@
 """What every test run shares: an offline hub, and one line on what was at hand."""
 
 import os
+import uuid
 
 import pytest
 
@@ -29,10 +30,8 @@ def moto_endpoint():
 
 
 @pytest.fixture
-def s3_base(moto_endpoint, tmp_path, monkeypatch):
-    """`put(folder)` uploads the files of a base and returns its s3:// address; the environment knows the service."""
-    import uuid
-
+def s3(moto_endpoint, tmp_path, monkeypatch):
+    """A client of an S3 that the environment names, as it names a cache of this test's own."""
     import boto3
 
     for key, value in {
@@ -40,13 +39,19 @@ def s3_base(moto_endpoint, tmp_path, monkeypatch):
         "AWS_DEFAULT_REGION": "us-east-1", "ATTUNE_CACHE": str(tmp_path / "cache"),
     }.items():  # fmt: skip
         monkeypatch.setenv(key, value)
-    client, bucket = boto3.client("s3"), f"models-{uuid.uuid4().hex[:12]}"
-    client.create_bucket(Bucket=bucket)
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def s3_base(s3):
+    """`put(folder)` uploads the files of a base and returns its s3:// address."""
+    bucket = f"models-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=bucket)
 
     def put(folder, *suffixes: str) -> str:
         for path in sorted(folder.iterdir()):
             if not suffixes or path.suffix in suffixes:
-                client.put_object(Bucket=bucket, Key=f"bases/tiny/{path.name}", Body=path.read_bytes())
+                s3.put_object(Bucket=bucket, Key=f"bases/tiny/{path.name}", Body=path.read_bytes())
         return f"s3://{bucket}/bases/tiny"
 
     return put

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import toy
+from toy import losses, train
 
 from trainer.batch import Shared, assign
-from trainer.checkpoint import newest
 from trainer.families import load
 from trainer.fields import SpecError
 from trainer.objectives import Size, objective_loss
@@ -31,20 +31,6 @@ def job(world, **knobs):
     own = {} if knobs.get("pretrain") == "asr" and "group_size" not in knobs else {"group_size": 4}
     recipe = {"name": "contrastive", "pretrain_epochs": 8 * 3 / 18, **own, **knobs}
     return toy.resolved(*world, recipe=recipe, steps=6)
-
-
-def train(resolved, corpus, world, **options):
-    """(step events, trained state) of a whole run."""
-    model, events = load(world[0], tuning=resolved.spec.tuning, seed=resolved.spec.seed), []
-    loop = toy.loop(resolved, corpus, model, sink=events.append, **options)
-    if options.get("store") and (found := newest(options["store"], events.append)):
-        loop.resume(found)
-    loop.run()
-    return [e for e in events if e["kind"] == "step"], model.files()
-
-
-def values(events):
-    return [e["loss"] for e in events]
 
 
 @pytest.fixture(scope="module")
@@ -233,13 +219,13 @@ def test_resume_is_undisturbed_and_cuts_change_rounding_only(world, tmp_path, pr
     assert all(0 <= e["retrieval"] <= 1 and -1 <= e["alignment"] <= 1 for e in whole[:3])
     assert not any("retrieval" in e for e in whole[3:])
     if pretrain == "contrastive":
-        assert [e["contrastive"] for e in whole[:3]] == pytest.approx(values(whole)[:3], rel=1e-5)
+        assert [e["contrastive"] for e in whole[:3]] == pytest.approx(losses(whole)[:3], rel=1e-5)
     store, told = FolderStore(tmp_path), iter(["continue", "checkpoint_and_exit"])
     first, _ = train(resolved, corpus, world, store=store, control=lambda: next(told), checkpoint_every=99)
     rest, resumed = train(resolved, corpus, world, store=store, attempt=2)
-    assert values(first) + values(rest) == values(whole)
+    assert losses(first) + losses(rest) == losses(whole)
     assert resumed == files
-    assert values(train(resolved, corpus, world, budget=1)[0]) == pytest.approx(values(whole), rel=1e-5)
+    assert losses(train(resolved, corpus, world, budget=1)[0]) == pytest.approx(losses(whole), rel=1e-5)
 
 
 def in_two(ranks, world, out):
@@ -266,7 +252,7 @@ def test_weight_0_is_plain_fine_tuning_bit_for_bit(world):
     neutral = stage.model_copy(update={"objective": Contrastive(weight=0, answer_weight=1)})
     a, one = train(resolved, corpus, world)
     b, other = train(resolved.model_copy(update={"stages": [neutral]}), corpus, world)
-    assert values(a) == values(b)
+    assert losses(a) == losses(b)
     assert one == other
 
 

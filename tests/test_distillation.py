@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 import toy
+from toy import losses, train
 
-from trainer.checkpoint import newest
 from trainer.families import load
 from trainer.fields import SpecError
 from trainer.objectives import cross_entropy as pieces
@@ -45,20 +45,6 @@ def examples(resolved, corpus, model, count=6):
     """Recordings and sentences with what the objective holds them against."""
     shown, (stage,) = toy.loop(resolved, corpus, model).examples, resolved.stages
     return [shown(stage, "speech", i, 1, i) for i in range(count)] + [shown(stage, "text", i, 0, i) for i in range(2)]
-
-
-def train(resolved, corpus, world, **options):
-    """(step events, trained state) of a whole run."""
-    model, events = model_for(resolved, world), []
-    loop = toy.loop(resolved, corpus, model, sink=events.append, **options)
-    if options.get("store") and (found := newest(options["store"], events.append)):
-        loop.resume(found)
-    loop.run()
-    return [e for e in events if e["kind"] == "step"], model.files()
-
-
-def values(events):
-    return [e["loss"] for e in events]
 
 
 def test_kl_is_the_sum_over_the_vocabulary():
@@ -114,7 +100,7 @@ def test_alpha_0_is_plain_fine_tuning_bit_for_bit(world):
     (stage,) = resolved.stages
     plain = resolved.model_copy(update={"stages": [stage.model_copy(update={"objective": CrossEntropy()})]})
     (a, one), (b, other) = train(resolved, corpus, world), train(plain, corpus, world)
-    assert values(a) == values(b)
+    assert losses(a) == losses(b)
     assert one == other
 
 
@@ -144,9 +130,9 @@ def test_resume_is_undisturbed_and_cuts_change_rounding_only(world, tmp_path):
     store, told = FolderStore(tmp_path), iter(["continue", "continue", "checkpoint_and_exit"])
     first, _ = train(resolved, corpus, world, store=store, control=lambda: next(told), checkpoint_every=99)
     rest, resumed = train(resolved, corpus, world, store=store, attempt=2)
-    assert values(first) + values(rest) == values(whole)
+    assert losses(first) + losses(rest) == losses(whole)
     assert resumed == files
-    assert values(train(resolved, corpus, world, budget=1)[0]) == pytest.approx(values(whole), rel=1e-5)
+    assert losses(train(resolved, corpus, world, budget=1)[0]) == pytest.approx(losses(whole), rel=1e-5)
 
 
 def test_misalignment_and_forgetting_of_the_same_model_are_0(world):

@@ -7,7 +7,6 @@ import torch
 import toy
 from safetensors.torch import load as tensors_of
 
-from trainer.checkpoint import newest
 from trainer.families import load
 from trainer.plan import plan_stage
 from trainer.ranks import spawn
@@ -29,15 +28,8 @@ def job(world, encoder="frozen", **changes):
 
 def train(resolved, corpus, world, **options):
     """(losses, trained state) of a whole run."""
-    model = load(world[0], tuning=resolved.spec.tuning, seed=resolved.spec.seed)
-    events = []
-    loop = toy.loop(resolved, corpus, model, sink=events.append, **options)
-    if options.get("store"):
-        found = newest(options["store"], events.append)
-        if found:
-            loop.resume(found)
-    loop.run()
-    return [e["loss"] for e in events if e["kind"] == "step"], model.files()
+    events, files = toy.train(resolved, corpus, world, **options)
+    return toy.losses(events), files
 
 
 def far(a: dict[str, bytes], b: dict[str, bytes]) -> float:

@@ -6,7 +6,6 @@ import multiprocessing
 import uuid
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 import soundfile
@@ -32,8 +31,8 @@ BYTES = 2 * 16_000 * 2.1 + 44
 class Bucket:
     """An S3 bucket that counts what is read of it."""
 
-    def __init__(self, monkeypatch):
-        self.client, self.name, self.read = boto3.client("s3"), f"data-{uuid.uuid4().hex[:12]}", []
+    def __init__(self, client, monkeypatch):
+        self.client, self.name, self.read = client, f"data-{uuid.uuid4().hex[:12]}", []
         self.client.create_bucket(Bucket=self.name)
         plain = streamed._fetch
 
@@ -52,15 +51,10 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(moto_endpoint, tmp_path, monkeypatch):
-    for key, value in {
-        "AWS_ENDPOINT_URL": moto_endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_DEFAULT_REGION": "us-east-1", "ATTUNE_CACHE": str(tmp_path / "cache"),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(key, value)
+def bucket(s3, monkeypatch):
     for memory in (streamed._store, streamed._recordings, streamed._listing):
         memory.cache_clear()
-    return Bucket(monkeypatch)
+    return Bucket(s3, monkeypatch)
 
 
 @pytest.fixture

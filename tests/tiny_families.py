@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,22 +117,6 @@ def omni_config(tokens) -> dict:
     }  # fmt: skip
 
 
-def qwen2_5_omni_thinker(folder: Path) -> Path:
-    tokens = tokenizer(folder, OMNI_TEMPLATE, OMNI_SPECIAL)
-    mel().save_pretrained(folder)
-    config = transformers.Qwen2_5OmniThinkerConfig(**omni_config(tokens))
-    return written(transformers.Qwen2_5OmniThinkerForConditionalGeneration(config), folder)
-
-
-def qwen2_5_omni(folder: Path) -> Path:
-    """The whole model: thinker, talker and the two networks that make sound of its codes."""
-    tokens = tokenizer(folder, OMNI_TEMPLATE, OMNI_SPECIAL)
-    mel().save_pretrained(folder)
-    config = transformers.Qwen2_5OmniConfig(thinker_config=omni_config(tokens), enable_audio_output=False)
-    torch.save({}, folder / "spk_dict.pt")  # the stock class asks for its voices
-    return written(transformers.Qwen2_5OmniForConditionalGeneration(config), folder)
-
-
 OMNI3_SPECIAL = {
     "image_token": "<|image_pad|>", "audio_token": "<|audio_pad|>", "video_token": "<|video_pad|>",
     "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
@@ -169,18 +154,21 @@ def omni3_config(tokens) -> dict:
     }  # fmt: skip
 
 
-def qwen3_omni_moe_thinker(folder: Path) -> Path:
-    tokens = tokenizer(folder, OMNI3_TEMPLATE, OMNI3_SPECIAL)
+def omni(name: str, special: dict[str, str], template: str, parts: Callable[..., dict], folder: Path) -> Path:
+    """A model by the name of its stock classes: a thinker alone, or the whole, which also speaks."""
+    tokens = tokenizer(folder, template, special)
     mel().save_pretrained(folder)
-    config = transformers.Qwen3OmniMoeThinkerConfig(**omni3_config(tokens))
-    return written(transformers.Qwen3OmniMoeThinkerForConditionalGeneration(config), folder)
+    thinker = parts(tokens)
+    settings = thinker if name.endswith("Thinker") else {"thinker_config": thinker, "enable_audio_output": False}
+    torch.save({}, folder / "spk_dict.pt")  # the stock class of 2.5 asks for its voices
+    config = getattr(transformers, f"{name}Config")(**settings)
+    return written(getattr(transformers, f"{name}ForConditionalGeneration")(config), folder)
 
 
-def qwen3_omni_moe(folder: Path) -> Path:
-    tokens = tokenizer(folder, OMNI3_TEMPLATE, OMNI3_SPECIAL)
-    mel().save_pretrained(folder)
-    config = transformers.Qwen3OmniMoeConfig(thinker_config=omni3_config(tokens), enable_audio_output=False)
-    return written(transformers.Qwen3OmniMoeForConditionalGeneration(config), folder)
+qwen2_5_omni = partial(omni, "Qwen2_5Omni", OMNI_SPECIAL, OMNI_TEMPLATE, omni_config)
+qwen2_5_omni_thinker = partial(omni, "Qwen2_5OmniThinker", OMNI_SPECIAL, OMNI_TEMPLATE, omni_config)
+qwen3_omni_moe = partial(omni, "Qwen3OmniMoe", OMNI3_SPECIAL, OMNI3_TEMPLATE, omni3_config)
+qwen3_omni_moe_thinker = partial(omni, "Qwen3OmniMoeThinker", OMNI3_SPECIAL, OMNI3_TEMPLATE, omni3_config)
 
 
 class Blind:

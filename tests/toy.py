@@ -114,3 +114,21 @@ def loop(resolved, corpus, model, *, vectors=None, **options):
         "reference": partial(reference_examples, resolved, corpus, *made_of), **options,
     }  # fmt: skip
     return Loop(model, resolved.stages, plans, examples, **given)
+
+
+def train(resolved, corpus, world, **options):
+    """(step events, trained state) of a whole run on the base `world[0]`, from the newest checkpoint of `store` on."""
+    from trainer.checkpoint import newest
+    from trainer.families import load
+
+    model, events = load(world[0], tuning=resolved.spec.tuning, seed=resolved.spec.seed), []
+    made = loop(resolved, corpus, model, sink=events.append, **options)
+    if options.get("store") and (found := newest(options["store"], events.append)):
+        made.resume(found)
+    made.run()
+    return [e for e in events if e["kind"] == "step"], model.files()
+
+
+def losses(events):
+    """Of step events."""
+    return [e["loss"] for e in events]
