@@ -322,16 +322,41 @@ def test_generation_is_the_stock_one(family, base, processor):
     assert got == want[: stopped[0] if stopped else None]
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def tones(rate):
+    """Half a second of two tones that every rate can hold, fading in and out."""
+    at = np.arange(rate // 2) / rate
+    return np.hanning(len(at)) * (0.3 * np.sin(2 * np.pi * 300 * at) + 0.1 * np.sin(2 * np.pi * 1700 * at))
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_any_rate_and_channels_are_heard(base, tmp_path, rate, channels):
-    clip = toy.wave(300, 0.5)[: rate // 2]
+def test_any_rate_and_channels_are_heard_alike(base, tmp_path, rate, channels):
+    """As the same sound at 16 kHz; of two channels the mean."""
     path = tmp_path / "clip.wav"
-    soundfile.write(path, np.repeat(clip[:, None], channels, 1), rate)
-    wave = audio.read(path, rate=base.tokens.shape.sampling_rate)
+    given = tones(rate)[:, None] * ([[1.0]] if channels == 1 else [[1.5, 0.5]])
+    soundfile.write(path, given, rate, subtype="FLOAT")
+    wave, want = audio.read(path, rate=base.tokens.shape.sampling_rate), tones(16000).astype(np.float32)
+    assert len(wave) == len(want)
+    assert float(np.abs(wave - want).max()) < 1e-3
     with torch.no_grad():
-        (states,) = base.encode([wave])
-    assert torch.isfinite(states).all()
+        states, wanted = (base.project(base.encode([w])) for w in (wave, want))
+    assert states.shape == wanted.shape
+    assert float((states - wanted).norm()) < 0.05 * float(wanted.norm())
+
+
+def test_forty_seconds_are_heard_or_refused_by_one_line(base):
+    shape = base.tokens.shape
+    samples = 40 * shape.sampling_rate
+    if samples > shape.window_samples:
+        with pytest.raises(LengthError, match="hears at most") as refused:
+            base.tokens.audio_tokens(samples, name="long")
+        assert "long" in str(refused.value)
+        assert len(str(refused.value).splitlines()) == 1
+        return
+    with torch.no_grad():
+        heard_as = base.project(base.encode([toy.wave(300, 40.0)]))
+    assert torch.isfinite(heard_as).all()
+    assert len(heard_as) == base.tokens.audio_tokens(samples)
 
 
 def test_short_long_and_empty_recordings_behave_as_documented(family, base, tmp_path):
