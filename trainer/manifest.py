@@ -43,6 +43,11 @@ __all__ = [
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz")
+PUBLISHED = (
+    "slurp", "massive", "speech-massive", "italic", "slue-voxceleb", "slue-hvb", "slue-voxpopuli", "must-c",
+    "spoken-squad", "mega-ssum", "librispeech", "libriheavy", "common-voice",
+)  # fmt: skip
+"""Corpora that `attune import` reads by these names; a data set that is not here and is called so is made by it."""
 CHUNK = 1000
 """Lines that are parsed in one call of the JSON scanner: 3 times faster than one call a line."""
 
@@ -240,7 +245,10 @@ def _not_found(ref: str, name: str, roots: Sequence[Path_]) -> str:
         parent = (Path(root) / name).parent
         folders = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
         known += [f"{start}/{folder}" if start else folder for folder in folders]
-    return f"no data set {ref!r} under {', '.join(str(Path(root)) for root in roots)}{_near(name, known)}"
+    remedy, kind = _near(name, known), name.split("/")[0]
+    if not remedy and kind in PUBLISHED:
+        remedy = f"; `attune import {kind} SOURCE --out {name}` makes it of the published corpus (docs/corpora.md)"
+    return f"no data set {ref!r} under {', '.join(str(Path(root)) for root in roots)}{remedy}"
 
 
 def load(ref: str, roots: Sequence[Path_] = (".",)) -> list[Utterance]:
