@@ -100,7 +100,9 @@ def plan(found: Json) -> None:
         tokens = "" if s.get("tokens") is None else f", {s['tokens']:,} tokens"
         print(f"  {name}: {s['rows']} rows as {s['modality']}, {s['presentations']} presentations{tokens}")
     for device, seconds in found["seconds"].items():
-        print(f"  about {seconds / 60:.0f} min and {found['memory_gib'][device]:.1f} GiB on {device} (rough)")
+        answering = f"{found['answering_s'][device] / 60:.0f} min of answering the test"
+        print(f"  about {seconds / 60:.0f} min of training and {answering}, {found['memory_gib'][device]:.1f} GiB, "
+              f"on {device} (rough)")  # fmt: skip
     print(f"  test: {found['test_utterances']} utterances; a true difference below about "
           f"{found['smallest_difference']:.1%} would probably not show")  # fmt: skip
     for note in found["notes"]:

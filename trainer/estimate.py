@@ -1,10 +1,12 @@
 """What a job would do, without doing it: counts, audio, tokens, time, memory, what the test set can show (light)."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from trainer.formats import FORMATS
 from trainer.resolve import Resolved
 from trainer.rng import permutation
 from trainer.stage import Labels, cumulative
+from trainer.strategies import LinearProbe, Majority
 from trainer.tokens import BaseError, Tokens, demonstration, locate_base
 
 COUNTED_ROWS = 20_000
@@ -24,8 +27,14 @@ COUNTED_DEMONSTRATIONS = 1000
 """Rows whose length as a demonstration is counted."""
 GPU_FLOPS = 300e12
 """Useful FLOP/s of a LoRA step on one H200: between plain HF (370e12 at full sequences) and short batches."""
+FRAMES = 50
+"""Positions of an encoder per second of audio, as Whisper's."""
 CPU_SHARE = 0.25
 """Share of this machine's matrix-product rate that a small model's step reaches."""
+GPU_BYTES, CPU_BYTES = 2.4e12, 10e9
+"""Bytes of weights that a token of a generated answer reads per second: half of an H200's bandwidth, a desktop's."""
+TOGETHER = 32
+"""Answers that are generated in one batch, about."""
 ACTIVATION_BYTES = 16
 """Saved activation values per token, layer and hidden unit (about 26, LoRAFusion) less what bf16 halves."""
 
@@ -63,6 +72,8 @@ class Estimate:
     parameters: dict[str, int] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Rough training time by device."""
+    answering_s: dict[str, float] = field(default_factory=dict)
+    """Rough time of answering the test by device, in every modality that is scored; without dev set and guards."""
     memory_gib: dict[str, float] = field(default_factory=dict)
     """Rough peak memory by device."""
     notes: list[str] = field(default_factory=list)
@@ -119,7 +130,10 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
     )
     if tokens is not None:
         _add_demonstrations(found, resolved, corpus, tokens)
-        _cost(found, resolved, tokens)
+    if isinstance(resolved.spec.recipe, Majority):
+        found.notes.append("counts labels: needs no model, and no time to speak of")
+    elif tokens is not None:
+        _cost(found, resolved, corpus, tokens)
     return found
 
 
@@ -170,25 +184,56 @@ def _source(
     )
 
 
-def _cost(found: Estimate, resolved: Resolved, tokens: Tokens) -> None:
-    """Rough time and memory from parameter counts: 4N FLOPs per token under LoRA, 6N under full tuning."""
+def _cost(found: Estimate, resolved: Resolved, corpus: Corpus, tokens: Tokens) -> None:
+    """Rough time and memory from parameter counts: 4N FLOPs per token under LoRA, 6N under full tuning, 2N forward."""
     config = json.loads((Path(locate_base(resolved.spec.base, weights=False)) / "config.json").read_text())
     lm, met, encoder = parameters(tokens.family, config)
     found.parameters = {"language_model": lm, "encoder": encoder}
     full = resolved.spec.tuning.method == "full"
-    positions = sum(s.audio_s for s in found.sources.values()) * 50
     trains_encoder = any(stage.trainable.encoder for stage in resolved.stages)
     flops = (6 if full else 4) * met * sum(s.tokens or 0 for s in found.sources.values())
-    flops += (6 if trains_encoder else 2) * encoder * positions
-    found.seconds = {"this CPU": round(flops / (_cpu_flops() * CPU_SHARE), 1), "one H200": round(flops / GPU_FLOPS, 1)}
+    flops += (6 if trains_encoder else 2) * encoder * FRAMES * sum(s.audio_s for s in found.sources.values())
+    read, heard, rounds = _answering(found, resolved, corpus, tokens)
     budget = resolved.spec.micro_batch_tokens
     per_example = sum(s.tokens or 0 for s in found.sources.values()) / max(1, found.examples)
     micro = min(8192 if budget == "auto" else budget, per_example * resolved.spec.global_batch)
     text = FORMATS[tokens.family].text_config(config)
     activations = micro * text.get("num_hidden_layers", 32) * text.get("hidden_size", 4096) * ACTIVATION_BYTES
-    for device, width in (("this CPU", 4), ("one H200", 2)):
+    for device, rate, memory, width in (
+        ("this CPU", _cpu_flops() * CPU_SHARE, CPU_BYTES, 4), ("one H200", GPU_FLOPS, GPU_BYTES, 2),
+    ):  # fmt: skip
+        answering = 2 * (met * read + encoder * FRAMES * heard) / rate + rounds * met * width / memory
+        found.seconds[device] = round(flops / rate, 1)
+        found.answering_s[device] = round(answering, 1)
         weights = (lm + encoder) * (16 if full else width)
         found.memory_gib[device] = round((weights + activations * width) / 2**30, 2)
+
+
+def _answering(
+    found: Estimate, resolved: Resolved, corpus: Corpus, tokens: Tokens
+) -> tuple[float, float, float]:
+    """(tokens read, seconds heard, tokens written one after the other) by the evaluation of the test. Answers are taken
+    to be as long as the right ones; those that never end are as long as `decode` lets them be."""
+    spec, test = resolved.spec, corpus.test
+    assert test is not None
+    sample = [test.rows[i] for i in permutation(0, "estimate", len(test.rows))[:COUNTED_DEMONSTRATIONS]]
+    longest = tokens.shape.window_samples / tokens.shape.sampling_rate
+    rows = [replace(u, duration_s=u.duration_s and min(u.duration_s, longest)) for u in sample]
+    count, audio = found.test_utterances, statistics.fmean(u.duration_s or 0.0 for u in rows)
+    if isinstance(spec.recipe, LinearProbe):
+        learnt = corpus.sources["speech"].rows
+        return 0.0, audio * count + sum(u.duration_s or 0.0 for u in learnt), 0.0
+    heard = [u for u in rows if u.audio and u.duration_s]
+    said = [u for u in rows if u.text] if spec.evaluate.text_twin or not heard else []
+    read = heard_s = rounds = 0.0
+    for view, shown in (("speech", heard), ("text", said)):
+        if shown:
+            each = [tokens.count(u, corpus.tasks[u.task], view)[:2] for u in shown]
+            share = count * len(shown) / len(rows)
+            read += share * statistics.fmean(map(sum, each))
+            rounds += math.ceil(share / TOGETHER) * statistics.fmean(answer for _, answer in each)
+            heard_s += share * audio if view == "speech" else 0.0
+    return read * spec.evaluate.decode.beams, heard_s, rounds
 
 
 def parameters(family: str, config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -223,8 +268,9 @@ def _encoder(audio: Mapping[str, Any], width: int) -> int:
     return blocks * (4 * a * a + 2 * a * g) + 3 * a * (said("num_mel_bins", "input_size", default=128) + a) + a * width
 
 
+@cache
 def _cpu_flops() -> float:
-    """Matrix-product FLOP/s of this machine, measured for about a tenth of a second."""
+    """Matrix-product FLOP/s of this machine, measured once, for about a tenth of a second."""
     a = np.ones((512, 512), dtype=np.float32)
     np.dot(a, a)
     best = min(_timed_product(a) for _ in range(5))
