@@ -1,7 +1,7 @@
 """How the front door prints things: plain text for people, JSON for programs. Nothing is decided here."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,30 @@ def study(expanded: Expanded, *, as_json: bool) -> None:
     for cell in expanded.cells:
         run = cell.runs[0]
         stages = "; ".join(
-            f"{s.name} {s.steps} steps ({', '.join(f'{k} {_share(v)}' for k, v in s.mix.items())})" for s in run.stages
+            f"{s.name} {s.steps} steps ({', '.join(f'{k} {_share(v)}' for k, v in s.mix.items())}) at "
+            f"{s.optimizer.peak_lr:g}, trains {', '.join(part for part, on in s.trainable if on)}"
+            for s in run.stages
         )
         print(f"  {cell.name}: {len(cell.runs)} run(s); {stages}; recordings shown {presentations(run):.2f} times")
     for baseline in expanded.baselines:
         print(f"  {baseline.name}: a baseline, {len(baseline.runs)} run(s)")
     for note in expanded.notes:
         print(f"  note: {note}")
-    print("\nfields that all cells share are explained by `attune explain` on a single job")
+    specs = [run.spec.model_dump(mode="json", by_alias=True) for cell in expanded.cells for run in cell.runs]
+    print("\nevery field that all cells share")
+    print(yaml.safe_dump(_shared(specs), sort_keys=False, allow_unicode=True, width=110).rstrip())
+
+
+def _shared(specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields that say the same in all of them."""
+    found = {}
+    for key, value in specs[0].items():
+        others = [spec.get(key) for spec in specs]
+        if all(other == value for other in others):
+            found[key] = value
+        elif all(isinstance(other, Mapping) for other in others) and (inner := _shared(others)):
+            found[key] = inner
+    return found
 
 
 def suite(spec: Suite, *, as_json: bool) -> None:
@@ -113,7 +129,9 @@ def plan(resolved: Resolved, found: Estimate, *, as_json: bool) -> None:
     for line in mix_chart(resolved) if resolved.stages else ["trains nothing: a baseline"]:
         print("  " + line)
     for device, seconds in found.seconds.items():
-        print(f"about {_time(seconds)} and {found.memory_gib[device]:.1f} GiB on {device} (rough; training only)")
+        training = f"{_time(seconds)} of training and " if resolved.stages else ""
+        answering = f"{_time(found.answering_s[device])} of answering the test"
+        print(f"about {training}{answering}, {found.memory_gib[device]:.1f} GiB, on {device} (rough)")
     who = f"{found.test_speakers} speakers" if found.test_speakers else "unknown speakers"
     print(
         f"test: {found.test_utterances} utterances of {who}; a true difference below about "
@@ -125,7 +143,7 @@ def plan(resolved: Resolved, found: Estimate, *, as_json: bool) -> None:
 
 def _time(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
