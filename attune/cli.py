@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from attune import build_commands, data_commands, local_commands, service_commands, show
+from attune import build_commands, data_commands, local_commands, service_commands, show, tiny
 from attune.reference import markdown
 from trainer.corpus import Reader, tasks_of
 from trainer.fields import SpecError, problem
@@ -62,15 +62,18 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", _plan, "print what would be trained: counts, tokens, time, memory, what the test can show"),
     ):
         sub = command(name, run, help_)
-        also = "; or a data set such as folder:train" if name == "validate" else ""
-        sub.add_argument("spec", type=Path, help=f"job, study or suite (YAML or JSON){also}")
+        also = {"validate": "; or a data set such as folder:train", "explain": "; several are explained in turn"}
+        many = {"dest": "specs", "nargs": "+", "metavar": "spec"} if name == "explain" else {"dest": "spec"}
+        sub.add_argument(type=Path, help=f"job, study or suite (YAML or JSON){also.get(name, '')}", **many)
         sub.add_argument("--json", action="store_true", help="machine-readable output")
         _roots(sub)
+        tiny.option(sub)
     sub = command("run", _run, "train and score a job or study on this machine")
     sub.add_argument("spec", type=Path)
     sub.add_argument("--out", required=True, help="folder (a job: also s3://…); an interrupted run is resumed")
     sub.add_argument("--ranks", type=_positive, default=1, help="processes that share every step (default 1)")
     _roots(sub)
+    tiny.option(sub)
     sub = command("schema", _schema, "print the JSON Schema of a job")
     sub.add_argument("--markdown", action="store_true", help="print the spec reference instead")
     sub = command("check", _check, "hear whether a base understands this data, and what to expect")
@@ -108,7 +111,7 @@ def _validate(args: argparse.Namespace) -> int:
     if args.spec.suffix not in (".yaml", ".yml", ".json"):
         found = {str(args.spec): validate_dataset(str(args.spec), roots, task=tasks_of(str(args.spec), roots))}
     else:
-        spec = load(args.spec)
+        _, spec = tiny.read(args.spec, small=args.tiny)
         if isinstance(spec, Suite):
             for name in spec.jobs:
                 load(args.spec.parent / name)
@@ -140,21 +143,25 @@ def _of_spec(spec: JobSpec | StudySpec, roots: list[Path]) -> dict[str, Report]:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    spec, roots = load(args.spec), roots_of(args)
-    if isinstance(spec, Suite):
-        show.suite(spec, as_json=args.json)
-    elif isinstance(spec, StudySpec):
-        show.study(expand(spec, Reader(roots)), as_json=args.json)
-    else:
-        resolved, _ = read_and_resolve(spec, roots)
-        show.job(resolved, as_json=args.json)
+    for n, path in enumerate(args.specs):
+        if n and not args.json:
+            print()
+        args.spec = path
+        (_, spec), roots = tiny.read(path, small=args.tiny), roots_of(args)
+        if isinstance(spec, Suite):
+            show.suite(spec, as_json=args.json)
+        elif isinstance(spec, StudySpec):
+            show.study(expand(spec, Reader(roots)), as_json=args.json)
+        else:
+            resolved, _ = read_and_resolve(spec, roots)
+            show.job(resolved, as_json=args.json)
     return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
     from trainer.estimate import estimate
 
-    spec, roots = load(args.spec), roots_of(args)
+    (_, spec), roots = tiny.read(args.spec, small=args.tiny), roots_of(args)
     if isinstance(spec, Suite):
         raise problem(str(args.spec), "plan takes a job or a study; give one of the suite's jobs")
     if isinstance(spec, JobSpec):
@@ -172,10 +179,11 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    spec = load(args.spec)  # bad specs are refused here, before torch is loaded
+    data, spec = tiny.read(args.spec, small=args.tiny)  # bad specs are refused here, before torch is loaded
     if isinstance(spec, Suite):
         raise problem("suite", "running suites needs the service and is not built yet; run one of its jobs")
-    command = ["-m", "trainer", str(args.spec), "--out", args.out, "--ranks", str(args.ranks)]
+    path = tiny.written(data, args.out) if args.tiny else args.spec
+    command = ["-m", "trainer", str(path), "--out", args.out, "--ranks", str(args.ranks)]
     return _become(command, args)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune import completion, show_jobs
+from attune import completion, show_jobs, tiny
 from attune.errors import AttuneError, UnavailableError
 from attune.home import LocalError
 
@@ -32,6 +32,7 @@ def add(parser: Parser, command: Command, roots: Callable[[Parser], None], roots
     sub.add_argument("--watch", action="store_true", help="stay and follow it")
     sub.add_argument("--dry-run", action="store_true", help="print what it would do, and submit nothing")
     sub.add_argument("--idempotency-key", metavar="KEY", help="the same key and spec twice is one job")
+    tiny.option(sub)
     _out(sub)
     roots(sub)
     as_json(sub)
@@ -123,14 +124,13 @@ def failed(args: argparse.Namespace, message: str, error: Any = None, code: int 
 def _submit(client: "Client", args: argparse.Namespace, roots: Sequence[Path]) -> int:
     from attune.places import absolute
     from trainer.fields import problem
-    from trainer.spec import read_yaml
-    from trainer.study import StudySpec, load
+    from trainer.study import StudySpec
     from trainer.suite import Suite
 
-    parsed = load(args.spec)
+    spec, parsed = tiny.read(args.spec, small=args.tiny)
     if isinstance(parsed, Suite):
         raise problem("suite", "running suites is not built yet; submit one of its jobs")
-    spec, changed = read_yaml(args.spec), {}
+    changed = {}
     if client.local:  # it sees this machine's files, but not from this folder
         spec, changed = absolute(spec, roots)
     for field, place in changed.items():

@@ -171,12 +171,11 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     if isinstance(spec.recipe, Baseline):
         used = spec.recipe.learns_from(corpus.counts())
         spec = _one_answer(spec, corpus)
-    shown = [corpus.sources[name].rows for name in used] + [corpus.test.rows]
-    names = {u.task for rows in shown for u in rows}
     tested = {u.task for u in corpus.test.rows}
     refuse_names(stages, corpus, custom=isinstance(spec.recipe, Custom))
     stages = [pin_encoder(stage) for stage in stages]
-    tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values() if t.name in names]
+    # also those of rows that no stage shows: the resolved spec reads the same corpus again
+    tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values()]
     heard = next((n for n in HEARD if n in corpus.sources), None)
     refuse_decoding(spec, [t for t in tasks if t.name in tested])
     tuning = spec.tuning

@@ -87,8 +87,12 @@ class Expanded:
 
 
 def load(path: Path | str) -> JobSpec | StudySpec | Suite:
-    """A spec file: a job, a study (`study:`) or a suite (`suite:`)."""
-    data = read_yaml(path)
+    """A spec file."""
+    return parse(read_yaml(path))
+
+
+def parse(data: Any) -> JobSpec | StudySpec | Suite:
+    """What parsed YAML or JSON means: a job, a study (`study:`) or a suite (`suite:`)."""
     if isinstance(data, Mapping) and "suite" in data:
         return _validated(Suite, data)
     if isinstance(data, Mapping) and "study" in data:
