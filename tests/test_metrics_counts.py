@@ -374,3 +374,22 @@ class TestTable:
             "macro_f1": pytest.approx((2 / 3 + 2 / 3 + 0) / 3),
             "invalid_rate": 0.25,
         }
+
+
+class TestFailures:
+    @pytest.mark.parametrize(("answer", "empty", "loop", "long"), [
+        ("a short summary", 0, 0, 0), ("", 1, 0, 0), (" ... ", 1, 0, 0), (None, 1, 0, 0),
+        ("so so so so", 0, 1, 0), ("so so so and so", 0, 0, 0), (4 * "it is said ", 0, 1, 1),
+        ("ملخص ملخص ملخص ملخص", 0, 1, 0), ("one two three four five six seven eight nine", 0, 0, 0),
+        ("one two three four five six seven eight nine ten", 0, 0, 1),
+    ])  # fmt: skip
+    def test_each_way_by_hand(self, answer, empty, loop, long):
+        names = ["empty_rate", "repetition_rate", "overlong_rate", "decode_failure_rate"]
+        found = count("about three words", answer, task("text", metrics=names))
+        want = [empty, loop, long, max(empty, loop, long)]
+        assert [found[name] for name in names] == [[n, 1.0] for n in want]
+
+    def test_a_reference_that_repeats_may_be_repeated(self):
+        made = task("text", metrics=["repetition_rate"])
+        assert count("no no no no", "no no no no", made)["repetition_rate"] == [0, 1]
+        assert count("no no no no", "no no no no no", made)["repetition_rate"] == [1, 1]

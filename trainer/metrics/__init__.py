@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainer.metrics import labels, named_entities, questions, slu, summaries, translation, words
+from trainer.metrics import failures, labels, named_entities, questions, slu, summaries, translation, words
 from trainer.metrics.calibration import calibration_counts, expected_calibration_error
 from trainer.metrics.normalise import NORMALISERS, normalise
 
@@ -100,6 +100,10 @@ def _error(name: str, counts: Callable[..., list[float]], of: str, beside: str |
     )  # fmt: skip
 
 
+def _failure(name: str, counts: Callable[..., list[float]]) -> Metric:
+    return Metric(name, counts, _ratio, _TEXT, _SHARE, higher_is_better=False)
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -150,6 +154,10 @@ METRICS: dict[str, Metric] = {
         Metric("rouge_l", summaries.rouge_l_counts, _ratio, _TEXT, _MEAN_F1),
         Metric("qa_exact_match", questions.qa_exact_counts, _ratio, _TEXT, _SHARE, beside="qa_f1"),
         Metric("qa_f1", questions.qa_f1_counts, _ratio, _TEXT, _MEAN_F1, beside="qa_exact_match"),
+        _failure("decode_failure_rate", failures.failed_counts),
+        _failure("empty_rate", failures.empty_counts),
+        _failure("repetition_rate", failures.repeated_counts),
+        _failure("overlong_rate", failures.overlong_counts),
         Metric("invalid_rate", _invalid_counts, _ratio, _ANY, _SHARE, higher_is_better=False),
     )
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Answers that went wrong as text, whatever they were to say: empty, caught in a loop, or much too long.
 
-arXiv 2601.12494 speaks of unstable generative decoding without saying how to count it; what counts is inferred: no word at
-all, the same words four times running, or more than three times the reference's words (and at least ten).
+arXiv 2601.12494 speaks of unstable generative decoding without saying how to count it; what counts is inferred: no
+word at all, the same words four times running, or more than three times the reference's words (and at least ten).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,8 @@ def empty_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
 
 def repeated_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """[1 for an answer in which words repeat TIMES in a row more often than in the reference, 1]."""
-    return [float(longest_run(tokens(prediction or "")) >= max(TIMES, longest_run(tokens(one_text(reference, task))) + 1)), 1.0]
+    usual = longest_run(tokens(one_text(reference, task)))
+    return [float(longest_run(tokens(prediction or "")) >= max(TIMES, usual + 1)), 1.0]
 
 
 def overlong_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
