@@ -67,6 +67,8 @@ class DevScore(Record):
 
     step: int
     value: float
+    tasks: dict[str, float] = {}
+    """Each task's own first metric, where there are several tasks."""
 
 
 class GuardScore(Record):
@@ -113,6 +115,9 @@ class Gradients(Record):
     p95: float
     max: float
     clipped_share: float
+    variance: float | None = None
+    """Of the norms. Between samplers it says nothing by itself: their weights differ (`trainer.gradients` compares at
+    the same weights)."""
 
 
 class Lineage(Record):
@@ -168,6 +173,8 @@ class Result(Record):
     final_loss: float | None = None
     """Mean training loss per supervised token over the last tenth of the steps."""
     gradients: Gradients | None = None
+    stage_gradients: dict[str, Gradients] = {}
+    """The same by stage, where there are several."""
     training_seconds: float = 0.0
     """Sum over steps of all attempts that count."""
     wall_seconds: float = 0.0
@@ -244,14 +251,21 @@ def shown(resolved: Resolved, plans: Sequence[StagePlan], rows: dict[str, list],
     return out
 
 
-def gradients(norms: Sequence[float], clipped: int) -> Gradients | None:
-    """Statistics of the steps' gradient norms, of which `clipped` were scaled down."""
-    if not len(norms):
+def stage_gradients(events: Sequence[dict[str, Any]], clip: Mapping[str, float]) -> dict[str, Gradients]:
+    """`gradients` of each stage, where there are several; `clip`: as of it."""
+    found = {name: gradients([e for e in events if e["stage"] == name], clip) for name in clip}
+    return {name: own for name, own in found.items() if own} if len(clip) > 1 else {}
+
+
+def gradients(events: Sequence[dict[str, Any]], clip: Mapping[str, float]) -> Gradients | None:
+    """Statistics of the steps' gradient norms; `clip`: by stage, the norm above which they were scaled down."""
+    if not events:
         return None
-    x = np.asarray(norms, dtype=float)
+    x = np.asarray([e["grad_norm"] for e in events], dtype=float)
+    clipped = sum(e["grad_norm"] > clip[e["stage"]] for e in events)
     return Gradients(
         mean=float(x.mean()), median=float(np.median(x)), p95=float(np.quantile(x, 0.95)), max=float(x.max()),
-        clipped_share=clipped / len(x),
+        clipped_share=clipped / len(x), variance=float(x.var()),
     )  # fmt: skip
 
 

@@ -328,14 +328,13 @@ class _Job:
             shown=result.shown(self.resolved, plans, {k: v.rows for k, v in self.corpus.sources.items()}, outcome.step),
             tokens=sum(e["tokens"] for e in events),
             final_loss=result.final_loss(events),
-            gradients=result.gradients(
-                [e["grad_norm"] for e in events], sum(e["grad_norm"] > clip[e["stage"]] for e in events)
-            ),
+            gradients=result.gradients(events, clip),
+            stage_gradients=result.stage_gradients(events, clip),
             training_seconds=sum(e["seconds"] for e in events),
             checkpoint=self.chosen[1] if self.chosen else checkpoint.furthest(self.store),
             chosen_step=self.chosen and self.chosen[0],
             guards=self.guards,
-            dev=[result.DevScore(step=s, value=v) for s, v in sorted(self.scoring.dev_values.items())],
+            dev=self.scoring.curve(),
         )
         self._write(made)
         return self._finalize(made) if done else made

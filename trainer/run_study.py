@@ -17,10 +17,12 @@ from tqdm import tqdm
 from trainer import hearing
 from trainer.bases import locate_base
 from trainer.corpus import Corpus, Reader
+from trainer.dev_curves import dev_report, sentences
 from trainer.families import load as load_model
 from trainer.feature_store import FeatureStore
 from trainer.features import FeatureCache
 from trainer.fields import problem
+from trainer.metrics import named
 from trainer.predictions import Row, read_predictions
 from trainer.report_rows import report_rows, scored_cell
 from trainer.resolve import Resolved
@@ -30,6 +32,7 @@ from trainer.spec import Task
 from trainer.store import FolderStore, Store
 from trainer.strategies import Baseline
 from trainer.study import Cell, Expanded, StudySpec, expand
+from trainer.task_reports import of_task, write_tasks
 from trainer.write_report import Report, write_report
 
 
@@ -54,39 +57,52 @@ def run_study(
     read = Reader(roots)
     expanded = expand(study, read)
     _one_base(expanded)
-    _one_task(expanded, read)
     store = FolderStore(Path(out))
     model = _base_of(expanded.cells[0].runs[0], store)
     expanded = _settle_encoder(expanded, read, model, store)
     first, jobs = expanded.cells[0].runs[0], expanded.jobs()
     rows: dict[str, dict[str, list[Row]]] = {}
-    failed: dict[str, Result] = {}
+    ended: dict[str, Result] = {}
     with tqdm(total=sum(job.steps for job in jobs.values()), unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         for n, (key, job) in enumerate(jobs.items(), 1):
             seed = "" if isinstance(job.spec.recipe, Baseline) else f" seed {job.spec.seed}"
             bar.set_description(f"[{n}/{len(jobs)}] {job.spec.name.split('/')[-1]}{seed}")
             try:
-                rows[key] = _one(job, store, read(job.spec), model, bar, failed, control)
+                rows[key] = _one(job, store, read(job.spec), model, bar, ended, control)
             finally:
                 model.cache.flush()
-    left_out = _left_out(expanded, failed)
+    left_out = _left_out(expanded, {key: found for key, found in ended.items() if found.outcome != "succeeded"})
     for cell in [*expanded.cells, *expanded.baselines]:
         cell.runs = [run for run in cell.runs if rows[run.hash]]
     if missing := [cell.name for cell in expanded.cells if not cell.runs]:
         raise StudyFailedError("\n".join([f"no run of {', '.join(missing)} came to its end", *expanded.notes]))
-    metric = main_metric(first)
-    task = next(t for t in first.spec.tasks or [] if isinstance(t, Task))
+    test = read(first.spec).test
+    assert test is not None, "resolve() refuses a job without a test set"
+    tested = {u.task for u in test.rows}
+    tasks = [t for t in first.spec.tasks or [] if isinstance(t, Task) and t.name in tested]
+    several = len(tasks) > 1
     cells = [cell for cell in [*expanded.cells, *expanded.baselines] if cell.runs]
-    return write_report(
-        Path(out),
-        report_rows([scored_cell(cell, rows) for cell in cells]),
-        metric,
-        study=study.study,
-        base=first.spec.base,
-        beside=[m for m in task.metrics if m not in (metric, "invalid_rate")][:3],
-        notes=expanded.notes,
-        failed=left_out,
-    )
+    curves = {c.name: {_seed(c, run): ended[run.hash].dev for run in c.runs} for c in expanded.cells}
+    reports = {}
+    for task in tasks:
+        metric = task.metrics[0] if several else main_metric(first)
+        better = named(metric).higher_is_better
+        dev = dev_report(curves, task.name if several else None, higher_is_better=better)
+        answered = of_task(rows, task.name)
+        reports[task.name] = write_report(
+            Path(out) / task.name if several else Path(out),
+            report_rows([scored_cell(cell, answered) for cell in cells]),
+            metric,
+            study=f"{study.study}, {task.name}" if several else study.study,
+            base=first.spec.base,
+            beside=[m for m in task.metrics if m not in (metric, "invalid_rate")][:3],
+            notes=[*expanded.notes, *sentences(dev)],
+            failed=left_out,
+            dev=dev,
+        )
+    if several:
+        return write_tasks(Path(out), reports, study.study, first.spec.base, expanded.notes)
+    return reports[tasks[0].name]
 
 
 def _left_out(expanded: Expanded, failed: dict[str, Result]) -> list[dict[str, Any]]:
@@ -108,14 +124,6 @@ def _seed(cell: Cell, run: Resolved) -> int | str:
     """The seed of a run; with several subsets, subset and seed."""
     subsets = {r.spec.data.subset_seed for r in cell.runs}
     return run.spec.seed if len(subsets) == 1 else f"{run.spec.data.subset_seed}/{run.spec.seed}"
-
-
-def _one_task(expanded: Expanded, read: Reader) -> None:
-    """SpecError where the test asks for more than one task: their metrics do not mix."""
-    test = read(expanded.cells[0].runs[0].spec).test
-    assert test is not None, "resolve() refuses a job without a test set"
-    if len(names := sorted({u.task for u in test.rows})) > 1:
-        raise problem("evaluate.on", f"a study compares one task; the test has {', '.join(names)}")
 
 
 def _one_base(expanded: Expanded) -> None:
@@ -194,11 +202,11 @@ def _one(
     corpus: Corpus,
     model,
     bar: tqdm,
-    failed: dict[str, Result],
+    ended: dict[str, Result],
     control: Callable[[], str],
 ) -> dict[str, list[Row]]:
-    """Prediction rows of one job by modality, trained now or found finished; none, and its result in `failed`, where
-    it failed."""
+    """Prediction rows of one job by modality, trained now or found finished, none where it failed; its result goes into
+    `ended`."""
     own = FolderStore(store.root / "jobs" / job.hash[:16])
     start = bar.n
     result = run(job, own, _Progress(bar, start), control, corpus=corpus, model=model)
@@ -207,7 +215,7 @@ def _one(
         raise StudyFailedError(f"stopped at {at}; the same command goes on from there")
     bar.n = start + job.steps
     bar.update(0)
+    ended[job.hash] = result
     if result.outcome != "succeeded":
-        failed[job.hash] = result
         return {}
     return read_predictions(own, f"attempts/{result.attempt}")

@@ -33,17 +33,18 @@ def write_report(
     beside: Sequence[str] = (),
     notes: Sequence[str] = (),
     failed: Sequence[Mapping[str, Any]] = (),
+    dev: Mapping[str, Any] | None = None,
     confidence: float = 0.95,
     paired_seeds: bool = False,
 ) -> Report:
     """Writes `report.json`, `report.txt` and `learning_curve.png` into `out_dir` and returns what they say.
 
     beside: further metrics, shown without interval. notes: sentences for the end, such as what `hold` could not hold.
-    failed: the runs that rows are without, as `report.json` shall list them. The other parameters, and errors, as of
-    `score_rows`.
+    failed: the runs that rows are without, as `report.json` shall list them; dev: what it shall say of the dev set
+    (`trainer.dev_curves`). The other parameters, and errors, as of `score_rows`.
     """
     scored = score_rows(rows, metric, reference=reference, confidence=confidence, paired_seeds=paired_seeds)
-    said = {**document(scored, study, base, notes), "failed": [dict(run) for run in failed]}
+    said = {**document(scored, study, base, notes), "failed": [dict(run) for run in failed], "dev": dict(dev or {})}
     text = whole(scored, said, beside)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from trainer.metrics import count, named, score
 from trainer.predictions import Row, by_task, limited
 from trainer.ranks import Ranks, Turns
 from trainer.resolve import Resolved
-from trainer.result import GuardScore
+from trainer.result import DevScore, GuardScore
 from trainer.spec import Evaluate, Task
 from trainer.tokens import DataError, reference
 from trainer.views import Recordings
@@ -68,6 +68,7 @@ class Scoring:
         self.dev = limited(corpus.dev.rows, evaluate.dev_limit) if resolved.dev and corpus.dev else []
         self._dev_modality = modalities(self.dev, TWINLESS)[0] if self.dev else ""
         self.dev_values: dict[int, float] = {}
+        self._dev_tasks: dict[int, dict[str, float]] = {}
         self._said_at = -float("inf")
         self._asks: Callable[[Utterance], Task] | None = None
         if resolved.demos is not None:
@@ -99,11 +100,21 @@ class Scoring:
         if not values:
             raise DataError(f"evaluate.dev: no utterance has anything to count for the metric {metric}")
         self.dev_values[step] = value = sum(values) / len(values)
-        return [{"kind": "dev", "step": step, "metric": metric, "value": value, "utterances": len(rows)}]
+        told = {"kind": "dev", "step": step, "metric": metric, "value": value, "utterances": len(rows)}
+        parts = {name: score(part).get(self.tasks[name].metrics[0]) for name, part in by_task(rows).items()}
+        if len(parts) > 1:
+            self._dev_tasks[step] = told["tasks"] = {name: v for name, v in parts.items() if v is not None}
+        return [told]
+
+    def curve(self) -> list[DevScore]:
+        """What is known of the dev set, step by step."""
+        known = sorted(self.dev_values.items())
+        return [DevScore(step=step, value=v, tasks=self._dev_tasks.get(step, {})) for step, v in known]
 
     def recall(self, events: Sequence[Event]) -> None:
         """Takes over what earlier attempts found on the dev set."""
         self.dev_values |= {e["step"]: e["value"] for e in events if e["kind"] == "dev"}
+        self._dev_tasks |= {e["step"]: e["tasks"] for e in events if e["kind"] == "dev" and "tasks" in e}
 
     def best_first(self) -> list[int]:
         """Steps by their value on the dev set; of equal ones the earlier first."""
