@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from benchmarks.measure import ROOT
-from benchmarks.replications.findings import Curves, Evidence, judge, least
+from benchmarks.replications.findings import Curves, Evidence, judge, value
 from trainer.checkpoint import read_log
 from trainer.compare import interval
 from trainer.corpus import Reader
@@ -18,15 +20,15 @@ from trainer.metrics import named
 from trainer.predictions import Row, read_lines, read_predictions
 from trainer.report import ReportRow
 from trainer.report_rows import report_rows, scored_cell
-from trainer.resolve import Resolved
-from trainer.result import Result
+from trainer.result import Result, main_metric
 from trainer.study import Cell, StudySpec, expand
 
 RESULTS = ROOT / "suites" / "replications" / "results"
-CURVES = ("misalignment", "forgetting", "retrieval", "alignment", "grad_norm")
-"""Fields of the log that are kept, where a study has them."""
-POINTS = 40
-"""Kept of every curve, evenly over its steps."""
+CURVES = ("misalignment", "forgetting", "retrieval", "grad_norm")
+"""Fields of the log that findings may be about."""
+DRAWN = CURVES[:3]
+POINTS = 30
+"""Kept of every drawn curve, evenly over its steps."""
 
 
 class Finished:
@@ -56,61 +58,54 @@ class Finished:
         }
 
 
-def collect(study: StudySpec, out: Path, findings: Path) -> dict[str, Any]:
+def collect(study: StudySpec, out: Path, findings: Path, roots: Sequence[Path] = (ROOT,)) -> dict[str, Any]:
     """What is stored of a study: as much of it as has been trained."""
-    expanded = expand(study, Reader([ROOT]))
+    expanded = expand(study, Reader(roots))
     jobs = {key: out / "jobs" / key[:16] for key in expanded.jobs()}
     done = {key: Finished(folder) for key, folder in jobs.items() if (folder / "final.json").is_file()}
-    cells = [cell for cell in [*expanded.cells, *expanded.baselines]]
+    first, cells = expanded.cells[0].runs[0], [*expanded.cells, *expanded.baselines]
     for cell in cells:
         cell.runs = [run for run in cell.runs if run.hash in done]
     cells = [cell for cell in cells if cell.runs]
-    evidence = evidence_of(cells, done)
+    evidence = evidence_of(cells, done, main_metric(first))
     said = yaml.safe_load(findings.read_text(encoding="utf-8"))
     trained = [f for f in done.values() if f.result.tokens]
     return {
         "study": study.study,
-        "base": expanded.cells[0].runs[0].spec.base if expanded.cells[0].runs else "",
+        "base": first.spec.base,
         "jobs": {"done": len(done), "of": len(jobs)},
         "minutes": round(sum(f.result.wall_seconds for f in done.values()) / 60, 1),
         "code": sorted({str(f.result.lineage.code) for f in trained if f.result.lineage}),
         "cores": os.cpu_count(),
         "metric": evidence.metric,
         "rows": [_row(row, evidence.metric) for row in evidence.rows.values()],
-        "curves": {n: {str(s): _thinned(c) for s, c in runs.items()} for n, runs in evidence.curves.items()},
+        "curves": {name: _drawn(list(runs.values())) for name, runs in evidence.curves.items()},
         "findings": [_finding(f, evidence) for f in said["findings"]],
         "notes": expanded.notes,
     }
 
 
-def evidence_of(cells: list[Cell], done: Mapping[str, Finished]) -> Evidence:
+def evidence_of(cells: Sequence[Cell], done: Mapping[str, Finished], metric: str) -> Evidence:
     """Rows of the report, and of further test sets under `ROW on TASK`; curves by row and seed."""
-    rows = {row.name: row for row in report_rows([scored_cell(c, {k: f.predictions for k, f in done.items()}) for c in cells])}
-    curves: dict[str, dict[Any, Curves]] = {}
+    predictions = {key: finished.predictions for key, finished in done.items()}
+    rows = {row.name: row for row in report_rows([scored_cell(cell, predictions) for cell in cells])}
+    curves: dict[str, Mapping[Any, Curves]] = {}
     for cell in cells:
         runs = {run.spec.seed: done[run.hash] for run in cell.runs}
-        if not runs or cell.name not in rows:
-            continue
-        curves[cell.name] = {seed: found for seed, f in runs.items() if (found := f.curves())}
-        guards = {seed: f.guards() for seed, f in runs.items()}
+        found = {seed: finished.curves() for seed, finished in runs.items()}
+        if any(found.values()):
+            curves[cell.name] = found
+        guards = {seed: finished.guards() for seed, finished in runs.items()}
         for task in next(iter(guards.values())):
+            after, before = {seed: g[task][1] for seed, g in guards.items()}, next(iter(guards.values()))[task][0]
             like = rows[cell.name]
-            rows[f"{cell.name} on {task}"] = _other(like, f"{cell.name} on {task}", {s: g[task][1] for s, g in guards.items()})
-            before = next(iter(guards.values()))[task][0]
-            rows.setdefault(f"untuned on {task}", _other(like, f"untuned on {task}", {None: before}, kind="control"))
-    metric = _metric(cells[0].runs[0]) if cells else "accuracy"
-    return Evidence(metric, rows, {name: runs for name, runs in curves.items() if runs})
-
-
-def _metric(run: Resolved) -> str:
-    return run.spec.evaluate.metric
-
-
-def _other(like: ReportRow, name: str, runs: Mapping[Any, list[Row]], kind="cell") -> ReportRow:
-    return ReportRow(
-        name, "untuned" if kind == "control" else like.scheme, 0 if kind == "control" else like.recordings,
-        like.speech_fraction, like.speech_presentations, runs, kind, like.settings,
-    )  # fmt: skip
+            rows[f"{cell.name} on {task}"] = replace(like, name=f"{cell.name} on {task}", runs=after)
+            untuned = replace(
+                like, name=f"untuned on {task}", scheme="untuned", kind="control", runs={None: before},
+                recordings=0, speech_presentations=0.0, subsets={},
+            )  # fmt: skip
+            rows.setdefault(untuned.name, untuned)
+    return Evidence(metric, rows, curves)
 
 
 def _row(row: ReportRow, metric: str) -> dict[str, Any]:
@@ -118,26 +113,25 @@ def _row(row: ReportRow, metric: str) -> dict[str, Any]:
     have = row.cell()[0][0]["counts"]
     meter = named(metric if metric in have else next(iter(have)))
     pooled = interval(row.cell(), meter, subsets=row.drawn())
-    each = [float(meter.values(_summed(run, meter.name))) for run in row.cell()]
+    each = [value(run, meter) for run in row.cell()]
+    at = [round(v, 4) for v in (pooled.value, pooled.ci_low, pooled.ci_high)]
     return {
         "row": row.name, "kind": row.kind, "scheme": row.scheme, "settings": dict(row.settings),
         "recordings": row.recordings, "presentations": row.speech_presentations, "seeds": len(row.runs),
-        "metric": meter.name, "value": round(pooled.value, 4), "ci": [round(pooled.ci_low, 4), round(pooled.ci_high, 4)],
-        "each": [round(v, 4) for v in each], "n": pooled.n, "blocks": pooled.blocks, "method": pooled.method,
+        "metric": meter.name, "value": at[0], "ci": at[1:], "each": [round(v, 4) for v in each],
+        "n": pooled.n, "blocks": pooled.blocks, "method": pooled.method,
     }  # fmt: skip
 
 
-def _summed(run, metric: str):
-    import numpy as np
-
-    return np.array([r["counts"][metric] for r in run], dtype=float).sum(0)
-
-
-def _thinned(curves: Curves) -> dict[str, list[list[float]]]:
-    return {
-        name: [[s, round(v, 5)] for s, v in points[:: max(1, -(-len(points) // POINTS))] + points[-1:]]
-        for name, points in curves.items()
-    }
+def _drawn(runs: Sequence[Curves]) -> dict[str, list[list[float]]]:
+    """[step, mean over the runs] of what is drawn."""
+    found = {}
+    for name in (n for n in DRAWN if all(n in run for run in runs)):
+        each = [dict(run[name]) for run in runs]
+        steps = sorted(set.intersection(*map(set, each)))
+        kept = steps[:: -(-len(steps) // POINTS)]
+        found[name] = [[s, round(sum(points[s] for points in each) / len(each), 5)] for s in kept]
+    return found
 
 
 def _finding(finding: Mapping[str, Any], evidence: Evidence) -> dict[str, Any]:
@@ -149,9 +143,20 @@ def _finding(finding: Mapping[str, Any], evidence: Evidence) -> dict[str, Any]:
     return {**kept, "verdict": verdict, "checks": rounded}
 
 
-def store(paper: str, document: Mapping[str, Any]) -> Path:
-    """Writes suites/replications/results/PAPER.json."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{paper}.json"
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def store(paper: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes FOLDER/PAPER.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{paper}.json"
+    lines = (f"{json.dumps(key)}: {_lines(value)}" for key, value in document.items())
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return path
+
+
+def _lines(value: Any) -> str:
+    """JSON with one element of a list or an object a line: short, and its changes can be read."""
+    dump = partial(json.dumps, ensure_ascii=False)
+    if not value or not isinstance(value, dict | list):
+        return dump(value)
+    if isinstance(value, dict):
+        return "{\n" + ",\n".join(f" {dump(k)}: {dump(v)}" for k, v in value.items()) + "\n}"
+    return "[\n" + ",\n".join(f" {dump(v)}" for v in value) + "\n]"

@@ -1,8 +1,8 @@
 """A published finding as data, and what our rows say to it: reproduced, not reproduced, or not testable here.
 
-A finding of `suites/replications/PAPER.findings.yaml` has checks, fixed before the study ran; it is reproduced if all of
-them hold. A check names rows as the study's report does (`curriculum speech_fraction=0.05`; `… on TASK` for a further
-test set):
+A finding of `suites/replications/PAPER.findings.yaml` has checks, fixed before the study ran; it is reproduced if all
+of them hold. A check names rows as the study's report does (`curriculum speech_fraction=5%`; `… on TASK` for a
+further test set):
 
     better: [a, b]               b is better than a: the interval of b - a lies on the better side of 0
     no_better: [a, b]            b is not better than a by `margin` or more: the interval lies below it
@@ -10,6 +10,7 @@ test set):
     lower: [a, b], of: FIELD     the last value of FIELD in b's runs is lower than in a's
     falls: a, of: FIELD          from the first measurement to the last, in a's runs; `rises` likewise
     small: a, of: FIELD          the last value lies below `margin`, with its whole interval
+    …, take: spread              the standard deviation of FIELD over the steps instead of its last value (`lower`)
     opposed: [a, …], of: FIELD   over the runs of these rows FIELD and the main metric correlate negatively;
                                  `on: text` takes the metric of their text twins
 
@@ -25,8 +26,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from trainer.compare import compare
-from trainer.metrics import named
+from trainer.compare import Rows, compare
+from trainer.metrics import Metric, named
 from trainer.report import ReportRow
 from trainer.report_text import number
 
@@ -80,11 +81,11 @@ def check(said: Mapping[str, Any], evidence: Evidence) -> Checked:
     if not by_field:
         a, b = (evidence.rows[name] for name in names)
         found = compare(a.cell(), b.cell(), said.get("metric", evidence.metric), subsets=(a.drawn(), b.drawn()))
-        value, low, high = found.effect, found.ci_low, found.ci_high
+        effect, low, high = found.effect, found.ci_low, found.ci_high
         if not named(said.get("metric", evidence.metric)).higher_is_better:
-            value, low, high = -value, -high, -low
+            effect, low, high = -effect, -high, -low
     else:
-        value, low, high = _of_field(kind, said, names, evidence)
+        effect, low, high = _of_field(kind, said, names, evidence)
     holds = {
         "better": low > 0,
         "no_better": high < margin,
@@ -95,7 +96,7 @@ def check(said: Mapping[str, Any], evidence: Evidence) -> Checked:
         "small": high < margin,
         "opposed": high < 0,
     }[kind]
-    return Checked(words, value, low, high, bool(holds))
+    return Checked(words, effect, low, high, bool(holds))
 
 
 def least(name: str, evidence: Evidence) -> int:
@@ -107,7 +108,7 @@ def _of_field(
     kind: str, said: Mapping[str, Any], names: Sequence[str], evidence: Evidence
 ) -> tuple[float, float, float]:
     runs = [[curves[said["of"]] for curves in evidence.curves[name].values()] for name in names]
-    last = [np.array([curve[-1][1] for curve in row]) for row in runs]
+    last = [np.array([_taken(curve, said) for curve in row]) for row in runs]
     if kind == "opposed":
         twin = ", text twin" if said.get("on") == "text" else ""
         y = [_scores(evidence, name, f"{name}{twin}") for name in names]
@@ -120,6 +121,11 @@ def _of_field(
     return _mean(last[0] if kind == "small" else last[0] - first)
 
 
+def _taken(curve: Sequence[tuple[int, float]], said: Mapping[str, Any]) -> float:
+    values = [value for _, value in curve]
+    return float(np.std(values)) if said.get("take") == "spread" else values[-1]
+
+
 def _mean(values: np.ndarray) -> tuple[float, float, float]:
     half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
     return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
@@ -128,8 +134,12 @@ def _mean(values: np.ndarray) -> tuple[float, float, float]:
 def _scores(evidence: Evidence, name: str, scored: str) -> np.ndarray:
     """The main metric in the row `scored` of each run of `name`."""
     meter, row = named(evidence.metric), evidence.rows[scored]
-    counts = [[r["counts"][evidence.metric] for r in row.runs[seed]] for seed in evidence.curves[name]]
-    return np.array([float(meter.values(np.array(c, dtype=float).sum(0))) for c in counts])
+    return np.array([value(row.runs[seed], meter) for seed in evidence.curves[name]])
+
+
+def value(run: Rows, meter: Metric) -> float:
+    """A metric of one run."""
+    return float(meter.values(np.array([row["counts"][meter.name] for row in run], dtype=float).sum(0)))
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -143,16 +153,16 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 
 def _words(kind: str, said: Mapping[str, Any], names: Sequence[str]) -> str:
-    of, margin = said.get("of", ""), number(float(said.get("margin", 0)))
+    of = f"spread of {said['of']}" if said.get("take") == "spread" else f"{said.get('of', '')} at the end"
+    margin = number(float(said.get("margin", 0)))
     rows = [f"*{name}*" for name in names]
     return {
         "better": lambda: f"{rows[1]} better than {rows[0]}",
         "no_better": lambda: f"{rows[1]} better than {rows[0]} by less than {margin}",
         "close": lambda: f"{rows[1]} and {rows[0]} within {margin} of each other",
-        "lower": lambda: f"{of} at the end lower in {rows[1]} than in {rows[0]}",
-        "falls": lambda: f"{of} falls in {rows[0]}",
-        "rises": lambda: f"{of} rises in {rows[0]}",
-        "small": lambda: f"{of} at the end below {margin} in {rows[0]}",
-        "opposed": lambda: f"{of} against the metric over the runs of {', '.join(rows)}: correlation below 0",
+        "lower": lambda: f"{of} lower in {rows[1]} than in {rows[0]}",
+        "falls": lambda: f"{said['of']} falls in {rows[0]}",
+        "rises": lambda: f"{said['of']} rises in {rows[0]}",
+        "small": lambda: f"{of} below {margin} in {rows[0]}",
+        "opposed": lambda: f"{said['of']} against the metric over the runs of {', '.join(rows)}: correlation below 0",
     }[kind]()
-

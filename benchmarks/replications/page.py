@@ -73,8 +73,14 @@ def _overview(papers: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mappi
 
 
 def _section(paper: str, said: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str:
-    lines = [f"## {paper}", "", f"{said['paper']}, [arXiv {said['arxiv']}](https://arxiv.org/abs/{said['arxiv']}). "
-             f"{said['question']}", "", f"**Data.** {said['data']}", "", f"**Protocol.** {said['protocol']}", ""]  # fmt: skip
+    cited = f"{said['paper']}, [arXiv {said['arxiv']}](https://arxiv.org/abs/{said['arxiv']})."
+    parts = (
+        f"## {paper}",
+        f"{cited} {said['question']}",
+        f"**Data.** {said['data']}",
+        f"**Protocol.** {said['protocol']}",
+    )
+    lines = [line for part in parts for line in (part, "")]
     lines += _state(stored)
     for finding in _findings(said, stored):
         lines += _verdict(finding)
@@ -87,10 +93,10 @@ def _section(paper: str, said: Mapping[str, Any], stored: Mapping[str, Any] | No
 def _state(stored: Mapping[str, Any] | None) -> list[str]:
     if not stored:
         return ["**State.** Not run yet.", ""]
-    jobs = stored["jobs"]
+    jobs, code = stored["jobs"], ", ".join(stored["code"]) or "unknown"
     whole = "all" if jobs["done"] == jobs["of"] else f"{jobs['done']} of"
-    return [f"**State.** {whole} {jobs['of']} jobs run, {stored['minutes']:g} minutes on a machine of {stored['cores']} "
-            f"cores that was also used by others; code {', '.join(stored['code']) or 'unknown'}.", ""]  # fmt: skip
+    machine = f"on {stored['cores']} cores that others used too"
+    return [f"**State.** {whole} {jobs['of']} jobs run, {stored['minutes']:g} minutes {machine}; code {code}.", ""]
 
 
 def _verdict(finding: Mapping[str, Any]) -> list[str]:
@@ -142,7 +148,7 @@ def draw(stored: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    fields = [f for f in ("misalignment", "forgetting", "retrieval") if _mean_curves(stored, f)]
+    fields = list(dict.fromkeys(name for curves in stored["curves"].values() for name in curves))
     rows = [row for row in stored["rows"] if row["metric"] == stored["metric"]]
     height = 1.2 + 0.22 * len(rows)
     with mpl.rc_context({"svg.hashsalt": "attune", "svg.fonttype": "none", "font.size": 8}):
@@ -151,7 +157,7 @@ def draw(stored: Mapping[str, Any], path: Path) -> None:
         axes = figure.subplots(1, 1 + len(fields), squeeze=False, width_ratios=[2, *[1] * len(fields)])[0]
         _values(axes[0], rows, stored["metric"])
         for axis, name in zip(axes[1:], fields, strict=True):
-            _curves(axis, _mean_curves(stored, name), name)
+            _curves(axis, {row: curves[name] for row, curves in stored["curves"].items() if name in curves}, name)
         if fields:
             axes[-1].legend(fontsize=6, frameon=False)
         figure.savefig(path, format="svg", metadata={"Date": None})
@@ -161,8 +167,8 @@ def _values(axis, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     for y, row in enumerate(rows):
         colour = "#666666" if row["kind"] == "control" else COLOURS[schemes.index(row["scheme"]) % len(COLOURS)]
-        low, high = row["value"] - row["ci"][0], row["ci"][1] - row["value"]
-        axis.errorbar(row["value"], y, xerr=[[max(0, low)], [max(0, high)]], fmt="o", markersize=4, color=colour, capsize=2)
+        bars = [[max(0, row["value"] - row["ci"][0])], [max(0, row["ci"][1] - row["value"])]]
+        axis.errorbar(row["value"], y, xerr=bars, fmt="o", markersize=4, color=colour, capsize=2)
         if len(row["each"]) > 1:
             axis.plot(row["each"], [y + 0.25] * len(row["each"]), ".", markersize=3, color=colour, alpha=0.5)
     axis.set_yticks(range(len(rows)), [row["row"] for row in rows])
@@ -172,20 +178,10 @@ def _values(axis, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
     axis.grid(axis="x", color="#E6E6E6", linewidth=0.7)
 
 
-def _mean_curves(stored: Mapping[str, Any], name: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Steps and means over seeds by row."""
-    found = {}
-    for row, runs in stored["curves"].items():
-        each = [dict(map(tuple, run[name])) for run in runs.values() if run.get(name)]
-        if each:
-            steps = sorted(set.intersection(*(set(points) for points in each)))
-            found[row] = (steps, [sum(points[s] for points in each) / len(each) for s in steps])
-    return found
-
-
-def _curves(axis, curves: Mapping[str, tuple[list[float], list[float]]], name: str) -> None:
-    for k, (row, (steps, values)) in enumerate(curves.items()):
-        axis.plot(steps, values, color=COLOURS[k % len(COLOURS)], linewidth=1.2, label=row, linestyle="-" if k < 7 else "--")
+def _curves(axis, curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> None:
+    for k, (row, points) in enumerate(curves.items()):
+        look = {"color": COLOURS[k % len(COLOURS)], "linewidth": 1.2}
+        axis.plot(*zip(*points, strict=True), label=row, **look)
     axis.set_xlabel("step")
     axis.set_title(name, fontsize=8, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
