@@ -16,8 +16,9 @@ TASKS = [
 
 
 def manifests(folder: Path, say: int = 12) -> Path:
-    """24 recordings: `tone` (of the first 12 are 8 low, 3 middle, 1 high), the last `say` to be said; 10 sentences to
-    make `brief`; a test of 9 recordings. Recordings that are there are kept, else only named."""
+    """24 recordings: `tone` (of the first 12 are 8 low, 3 middle, 1 high), the last `say` to be said; 10 sentences
+    to make `brief`; a test of 6 recordings and a dev set of 3, of both tasks. Recordings that are there are kept,
+    else only named."""
     for name, split, count in (("speech", "train", 24), ("speech", "test", 9), ("text", "train", 10)):
         path = folder / name / f"{split}.jsonl"
         if not path.exists():
@@ -28,8 +29,11 @@ def manifests(folder: Path, say: int = 12) -> Path:
             row |= {"task": "tone", "label": LABELS[(n >= 8) + (n >= 11)]}
             if name == "text":
                 row |= {"task": "brief", "label": row["text"].split()[-1]}
-            elif split == "train" and n >= 24 - say:
+            elif n >= 24 - say if split == "train" else say and n % 3 == 2:
                 row |= {"task": "say", "label": None}
+        if split == "test":
+            held, rows = [{**row, "split": "dev"} for row in rows[6:]], rows[:6]
+            path.with_name("dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -39,11 +43,15 @@ def _row(name: str, split: str, n: int) -> dict:
     return row | ({"audio": f"audio/{split}{n}.wav", "duration_s": 1.0} if name == "speech" else {})
 
 
-def resolved(folder: Path, **changes):
-    """(Resolved, Corpus) of a short job over them."""
-    job = {
+def fields(**changes) -> dict:
+    """A short job over them."""
+    return {
         "name": "scheduled", "base": "models/tiny", "language": "en", "data": {"text": "text", "speech": "speech"},
         "tasks": TASKS, "tuning": {"rank": 4, "alpha": 8, "encoder": "frozen"}, "optimizer": {"peak_lr": 0.003},
         "steps": 9, "global_batch": 8, "checkpoint_every": 2, "evaluate": {"decode": {"max_new_tokens": 4}}, **changes,
     }  # fmt: skip
-    return read_and_resolve(parse_job(job), [folder])
+
+
+def resolved(folder: Path, **changes):
+    """(Resolved, Corpus) of it."""
+    return read_and_resolve(parse_job(fields(**changes)), [folder])

@@ -198,9 +198,7 @@ def pick(candidates: np.ndarray, taken: np.ndarray) -> int:
     return int((candidates @ taken.T).max(1).argmin()) if len(taken) else 0
 
 
-def _cells(
-    stage: Stage, rows: Pool, corpus: Corpus, points: np.ndarray | None, seed: int
-) -> list[list[_Cell]]:
+def _cells(stage: Stage, rows: Pool, corpus: Corpus, points: np.ndarray | None, seed: int) -> list[list[_Cell]]:
     """The cells of each task in the order in which they take turns."""
     sampler, out = stage.sampler, []
     assert isinstance(sampler, Diverse)

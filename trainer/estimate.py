@@ -101,6 +101,7 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
         )
         trims = resolved.spec.data.trim_silence == "on"
         sources[name] = _source(corpus.sources[name], pin.modality, shown, corpus.tasks, tokens, trims)
+        sources[name].exact &= not any(stage.picks for stage in resolved.stages)  # rows are not all shown alike
     if resolved.spec.data.trim_silence == "on":
         notes.append("silence at the ends is cut when a recording is read: audio and tokens are upper bounds")
     test = corpus.test

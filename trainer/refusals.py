@@ -76,7 +76,7 @@ def refuse_unbalanced(stages: Sequence[Stage], corpus: Corpus, *, custom: bool) 
     `custom`: the recipe is the stages themselves."""
     problems = []
     for n, stage in enumerate(stages):
-        if stage.tasks is None and isinstance(stage.sampler, Mixture):
+        if not stage.picks:
             continue
         at = f"recipe.stages[{n}]" if custom else "recipe"
         found = corpus.task_rows(stage.shows)

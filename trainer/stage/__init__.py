@@ -64,9 +64,14 @@ class Stage(Spec):
         return list(self.mix)
 
     @property
+    def picks(self) -> bool:
+        """Whether it picks among tasks; else its sources' rows come as they are."""
+        return self.tasks is not None or not isinstance(self.sampler, Mixture)
+
+    @property
     def runs_on(self) -> bool:
         """Whether the epochs of its sources run on from stage to stage; else it has epochs of its own."""
-        return self.fraction == 1 and self.tasks is None and isinstance(self.sampler, Mixture)
+        return self.fraction == 1 and not self.picks
 
     def shows(self, task: str) -> bool:
         """Whether rows of a task are shown."""
@@ -95,8 +100,7 @@ class Stage(Spec):
             raise ValueError("a contrastive objective compares recordings with transcripts; leave text out of mix")
         if self.fraction < 1 and isinstance(self.view, Labels) and self.view.demonstrations.most:
             raise ValueError("demonstrations come from all rows, so a stage that has them shows all; use fraction: 1")
-        picks = self.tasks is not None or not isinstance(self.sampler, Mixture)
-        if picks and isinstance(self.view, Labels) and self.view.labels == "random" and self.view.scope == "epoch":
+        if self.picks and isinstance(self.view, Labels) and (self.view.labels, self.view.scope) == ("random", "epoch"):
             raise ValueError("scope epoch counts passes over whole sources, and this stage picks among tasks; use run")
         probe = np.sum([shares(c, 1000) for c in self.mix.values()], axis=0)
         worst = int(np.argmax(np.abs(probe - 1)))
