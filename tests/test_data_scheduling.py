@@ -222,6 +222,13 @@ def test_a_schedule_that_cannot_be_is_refused(folder, knobs, says):
         job(folder, **knobs)
 
 
+@pytest.mark.parametrize("schedule", scheduled.SCHEDULES)
+def test_a_resolved_job_is_read_back_from_what_is_stored(folder, schedule):
+    resolved, _ = job(folder, schedule)
+    again = type(resolved).model_validate_json(resolved.model_dump_json(by_alias=True))
+    assert (again, again.hash) == (resolved, resolved.hash)
+
+
 @pytest.mark.parametrize(("changes", "says"), [
     ({"mix": {"text": 0.5, "speech": 0.5}}, r"text: 0.3333, speech: 0.6667"),
     ({"mix": {"text": 1}, "tasks": ["tone"]}, r"stages\[0\].tasks: no row of stage a is of it"),

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from trainer.corpus import Corpus
 from trainer.fields import Problem, Spec, SpecError, naming, nearest, problem, readable
 from trainer.grid import WITHOUT_RECORDINGS, points, said, with_value
+from trainer.metrics import named
 from trainer.resolve import Resolved, resolve
 from trainer.spec import JobSpec, parse_job, read_yaml
 from trainer.stage import cumulative
@@ -222,8 +223,11 @@ def _baseline(name: str, recipe: Majority | Untuned | LinearProbe, like: JobSpec
     """A job of `recipe` on the data, base and test of another. SpecError where it cannot answer that test."""
     kept = ("base", "revision", "family", "language", "data", "tasks", "precision", "resources", "tags")
     fields = {key: getattr(like, key) for key in kept}
-    evaluate = like.evaluate.model_copy(update=SIMPLY)
     corpus = read(like)
+    assert corpus.test is not None, "resolve() refuses a job without a test set"
+    evaluate, forms = like.evaluate.model_copy(update=SIMPLY), {corpus.tasks[u.task].answer for u in corpus.test.rows}
+    if not forms <= named(evaluate.metric).answers:  # of the first of several tasks
+        evaluate = evaluate.model_copy(update={"metric": "auto"})
     try:
         return resolve(JobSpec(name=name, recipe=recipe, evaluate=evaluate, **fields), corpus)
     except SpecError as error:

@@ -75,8 +75,9 @@ class DataScheduling(Spec):
 
     @model_validator(mode="after")
     def _says_something(self) -> "DataScheduling":
-        unused = self.model_fields_set - BY_SCHEDULE[self.schedule] - {"name", "schedule"}
-        if unused:
+        # A stored job says every field, so a knob that is at its default has not been turned.
+        turned = {k for k, field in type(self).model_fields.items() if getattr(self, k) != field.default}
+        if unused := turned - BY_SCHEDULE[self.schedule] - {"name", "schedule"}:
             raise ValueError(f"schedule {self.schedule} has no use for {', '.join(sorted(unused))}; leave it out")
         if self.mode == "sequential" and self.replay is not None:
             raise ValueError("mode sequential shows no earlier task; leave replay out, or use mode: cumulative")
