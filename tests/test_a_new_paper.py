@@ -63,7 +63,7 @@ def test_one_file_and_one_name(tmp_path):
     listed = (strategies / "__init__.py").read_text()
     for old, new in (
         ("from trainer.strategies.salad import", "from trainer.strategies.recordings_last import RecordingsLast\n"),
-        (" | Salad ", " | RecordingsLast"),
+        ("| Salad", "| RecordingsLast "),
     ):
         assert listed.count(old) == 1
         listed = listed.replace(old, new + old)

@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from trainer.active import main as active
 
         return active(arguments[1:])
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train and score one job or study.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer", description="Train and score one job or study.",
+        epilog="python -m trainer compose …: put a base together from an encoder, a projector and a language model. "
+        "python -m trainer active …: measure what a tuned model hears worst. Each has a --help of its own.",
+    )  # fmt: skip
     parser.add_argument("spec", type=Path, help="job or study, YAML or JSON")
     parser.add_argument("--out", required=True, help="folder or s3://bucket/prefix for all that is left behind")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each step (gloo)")
