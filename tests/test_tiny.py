@@ -11,6 +11,7 @@ import yaml
 from attune.cli import main
 from attune.places import SHORT
 from attune.tiny import FORMS, OWN_STEPS, STEPS, differences, tiny
+from trainer.balance import needs_vectors
 from trainer.context import context, has_context
 from trainer.corpus import Reader, tasks_of
 from trainer.estimate import estimate
@@ -30,8 +31,8 @@ OTHERS = {"seed", "subset_seed", "speech_per_label", "base", *SHORT}
 """Keys of a grid whose values are replaced."""
 
 
-def words(values) -> list[str]:
-    return sorted({str(value) for value in values})
+def words(values) -> set[str]:
+    return {str(value) for value in values}
 
 
 @pytest.mark.parametrize("path", SPECS, ids=[p.stem for p in SPECS])
@@ -46,7 +47,7 @@ def test_it_is_planned_offline_from_a_clone(path, monkeypatch):
         assert len({run.spec.seed for cell in found.cells for run in cell.runs}) == 1
         cells = [{key: value[0] for key, value in meant.grid.items()}, *meant.also]
         for key in meant.grid.keys() - OTHERS:  # every value, in as few cells as there are values
-            assert words(given["grid"][key]) == words(cell[key] for cell in cells if key in cell), key
+            assert words(given["grid"][key]) <= words(cell[key] for cell in cells if key in cell), key
         assert len(found.cells) <= max(len(v) for v in given["grid"].values()) + 2 * len(given.get("also", [])) + 1
     else:
         runs = [read_and_resolve(meant)[0]]
@@ -54,10 +55,12 @@ def test_it_is_planned_offline_from_a_clone(path, monkeypatch):
         corpus = read(run.spec)
         assert run.spec.base == "models/tiny"
         pins = [*run.sources.values(), run.test, *([run.dev] if run.dev else []), *(g.pin for g in run.guards)]
-        assert all(pin.ref.startswith("data/tiny/") for pin in pins)
+        assert all("data/tiny/" in str(pin.ref) for pin in pins)
         assert run.steps <= max(STEPS)
         for n, stage in enumerate(run.stages):
-            plan = plan_stage(run, n)
+            if needs_vectors(stage, [*corpus.tasks.values()]):
+                continue  # the plan waits for what the model makes of the rows
+            plan = plan_stage(run, n, corpus)
             assert len(plan) == stage.steps * run.spec.global_batch
             if has_context(stage):
                 assert len(context(run, n, plan, corpus).row) == len(plan)
