@@ -63,8 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = command(name, run, help_)
         also = {"validate": "; or a data set such as folder:train", "explain": "; several are explained in turn"}
-        many = {"dest": "specs", "nargs": "+", "metavar": "spec"} if name == "explain" else {"dest": "spec"}
-        sub.add_argument(type=Path, help=f"job, study or suite (YAML or JSON){also.get(name, '')}", **many)
+        said = f"job, study or suite (YAML or JSON){also.get(name, '')}"
+        if name == "explain":
+            sub.add_argument("specs", nargs="+", type=Path, metavar="spec", help=said)
+        else:
+            sub.add_argument("spec", type=Path, help=said)
         sub.add_argument("--json", action="store_true", help="machine-readable output")
         _roots(sub)
         tiny.option(sub)

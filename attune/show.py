@@ -93,9 +93,10 @@ def _shared(specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {}
     for key, value in specs[0].items():
         others = [spec.get(key) for spec in specs]
+        tables = [other for other in others if isinstance(other, Mapping)]
         if all(other == value for other in others):
             found[key] = value
-        elif all(isinstance(other, Mapping) for other in others) and (inner := _shared(others)):
+        elif len(tables) == len(others) and (inner := _shared(tables)):
             found[key] = inner
     return found
 

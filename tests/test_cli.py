@@ -41,6 +41,31 @@ def test_explain_as_json_is_the_resolved_job(spec, capsys):
     assert [s["steps"] for s in found["stages"]] == [7, 3]
 
 
+def test_several_specs_are_explained_in_turn_and_a_study_with_what_its_cells_share(spec, tmp_path, capsys):
+    fields = {key: value for key, value in yaml.safe_load(spec.read_text()).items() if key != "name"}
+    grid = {"study": "two", "grid": {"scheme": ["text_only", "direct_mix"]}, "tuning": {"encoder": "frozen"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**fields, **grid, "controls": []}))
+    assert main(["explain", str(tmp_path / "study.yaml"), str(spec)]) == 0
+    out = capsys.readouterr().out
+    assert "text_only: 1 run(s); text_only 10 steps (text 100.0%) at 5e-06, trains lm;" in out
+    shared = out.split("every field that all cells share")[1].split("spec_hash")[0]
+    assert "global_batch: 8" in shared
+    assert "scheme" not in shared
+    assert out.index("study two") < out.index("t  spec_hash")
+
+
+@pytest.mark.parametrize(("recipe", "says"), [
+    ("majority", "needs no model"), ("untuned", "of answering the test, "), ("linear_probe", "of answering the test, "),
+])  # fmt: skip
+def test_plan_of_a_baseline_counts_what_it_answers(spec, capsys, recipe, says):
+    fields = {key: value for key, value in yaml.safe_load(spec.read_text()).items() if key != "steps"}
+    spec.write_text(yaml.safe_dump({**fields, "recipe": recipe}))
+    assert main(["plan", str(spec)]) == 0
+    out = capsys.readouterr().out
+    assert says in out
+    assert "of training" not in out
+
+
 def test_plan_counts_exactly(spec, capsys):
     assert main(["plan", str(spec), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -19,8 +19,9 @@ from sources import EN, bring_kind, clip, cut, json_lines, shard, slot, sound
 from attune.cli import main
 from attune.exporting import export_dataset
 from attune.importing import KINDS, SourceError, import_dataset
+from attune.importing.corpora import CORPORA
 from attune.importing.write import task_yaml
-from trainer.manifest import Utterance, fingerprint, load, write_manifest
+from trainer.manifest import PUBLISHED, Utterance, fingerprint, load, write_manifest
 from trainer.spec import Task
 
 
@@ -374,3 +375,7 @@ class TestCommands:
 def test_every_kind_is_in_the_page_about_corpora():
     page = (Path(__file__).parent.parent / "docs" / "corpora.md").read_text()
     assert [kind for kind in KINDS if f"| `{kind}` |" not in page] == []
+
+
+def test_data_sets_called_as_published_corpora_are_known_to_be_made_by_import():
+    assert set(PUBLISHED) == set(CORPORA) - {"nemo", "lhotse", "kaldi"}

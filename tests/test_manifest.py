@@ -204,6 +204,7 @@ class TestReferences:
             ("massive/fr-FR:dev", "splits with rows: test, train"),
             ("loose", "has: one"),
             ("loose/two.jsonl", "no data set"),
+            ("slue-hvb:test", "`attune import slue-hvb SOURCE --out slue-hvb` makes it"),
         ],
     )
     def test_what_is_not_there_is_said_with_what_is(self, root, ref, says):

@@ -75,8 +75,8 @@ def test_all_that_is_replaced_is_said(capsys, monkeypatch, tmp_path):
     told = capsys.readouterr()
     said = [line.removeprefix("tiny: ") for line in told.err.splitlines()]
     assert {line.split(":")[0] for line in said} == {
-        "name", "base", "data.speech", "evaluate.on", "evaluate.limit", "evaluate.decode", "family", "precision",
-        "resources", "steps", "global_batch",
+        "name", "base", "language", "data.speech", "evaluate.on", "evaluate.limit", "evaluate.decode", "family",
+        "precision", "resources", "steps", "global_batch",
     }  # fmt: skip
     assert f"base: owner/name → {ROOT / 'models' / 'tiny'}" in said
     assert "steps: 900 → 4" in said
