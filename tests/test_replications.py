@@ -5,7 +5,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import yaml
 
 from benchmarks.replications import page
 from benchmarks.replications.__main__ import DATA, PAPERS, ROOT, SUITES
@@ -14,6 +13,7 @@ from benchmarks.replications.findings import Evidence, Verdict, judge
 from benchmarks.replications.speech import SETS, UNSEEN, build
 from trainer.report import ReportRow
 from trainer.run_study import run_study
+from trainer.spec import read_yaml
 from trainer.study import StudySpec
 
 STUDIES = [paper for paper in PAPERS if (SUITES / f"{paper}.yaml").is_file()]
@@ -103,7 +103,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("paper", STUDIES)
 def test_one_cell_of_every_study_runs_and_is_judged(paper, data, tmp_path):
-    said = yaml.safe_load((SUITES / f"{paper}.yaml").read_text())
+    said = read_yaml(SUITES / f"{paper}.yaml")
     grid = {key: values[:2] if key == "seed" else values[:1] for key, values in said["grid"].items() if key != "steps"}
     evaluate = {**said["evaluate"], "limit": 8}
     study = StudySpec.model_validate(

@@ -12,7 +12,7 @@ further test set):
     small: a, of: FIELD          the last value lies below `margin`, with its whole interval
     …, take: spread              the standard deviation of FIELD over the steps instead of its last value (`lower`)
     opposed: [a, …], of: FIELD   over the runs of these rows FIELD and the main metric correlate negatively;
-                                 `on: text` takes the metric of their text twins
+                                 `modality: text` takes the metric of their text twins
 
 Rows are compared by `trainer.compare` (speakers or utterances as blocks, seeds as independent draws), fields of the log
 by t intervals over runs (Welch's where two rows differ), correlations by Fisher's z; all 95 %.
@@ -110,7 +110,7 @@ def _of_field(
     runs = [[curves[said["of"]] for curves in evidence.curves[name].values()] for name in names]
     last = [np.array([_taken(curve, said) for curve in row]) for row in runs]
     if kind == "opposed":
-        twin = ", text twin" if said.get("on") == "text" else ""
+        twin = ", text twin" if said.get("modality") == "text" else ""
         y = [_scores(evidence, name, f"{name}{twin}") for name in names]
         return _correlation(np.concatenate(last), np.concatenate(y))
     if kind == "lower":
