@@ -9,12 +9,12 @@ import soundfile
 import torch
 import toy
 from tiny_families import TINY
+from torch.nn.attention import flex_attention
 
 from trainer import audio, decoding
 from trainer.estimate import parameters
 from trainer.families import FAMILIES, load
 from trainer.formats import FORMATS
-from trainer.objectives import cross_entropy as pieces
 from trainer.objectives import objective_loss
 from trainer.objectives.cross_entropy import cross_entropy
 from trainer.spec import Execution, Tuning
@@ -146,8 +146,11 @@ def test_packed_and_shared_equal_one_by_one(folder, order):
     model = trained(folder, torch.float64)
     examples = mixed(model, order)
     found = {}
-    for name, share, kind in (("shared", True, "segments"), ("whole", False, "segments"), ("dense", True, "dense")):
-        model.execution = Execution(share_prefix=share, attention=kind)
+    for name, changes in {
+        "shared": {}, "whole": {"share_prefix": False}, "dense": {"attention": "dense"},
+        "not cached": {"feature_cache": False},
+    }.items():  # fmt: skip
+        model.execution = Execution(**changes)
         found[name] = losses(model, examples)
     alone = [losses(model, [e]) for e in examples]
     want = {k: sum(g[k] for _, g in alone if k in g) for k in found["shared"][1]}
@@ -159,8 +162,51 @@ def test_packed_and_shared_equal_one_by_one(folder, order):
             assert float((gradient - want[key]).norm()) <= 1e-7 * float(want[key].norm()) + 1e-12, (name, key)
 
 
+PLAIN = Execution(
+    packing=False, share_prefix=False, attention="dense", trimming=False, encoder_batches="off", supervised_only=False,
+    chunk=0, feature_cache=False, checkpointing="off", prefetch=0,
+)  # fmt: skip
+"""Every example alone and whole through the stock layers."""
+FAST = Execution(chunk=7, encoder_batches="on", checkpointing="on")
+SWITCHES = {name: value for name, value in PLAIN if name not in ("feature_cache", "prefetch")}
+"""Without a learning encoder's cache, which is tested above, and what the loop does (tests/test_equalities.py)."""
+
+
+def step(model, examples, execution):
+    """A step as the loop computes it: mean loss per supervised token by example, and the gradients of the sum."""
+    model.execution = execution
+    for layer in model.language_model.layers:
+        layer.gradient_checkpointing = False
+    if execution.checkpointing == "on":
+        model.save_memory()
+    for parameter in model.trained.values():
+        parameter.grad = None
+    rows = torch.zeros(len(examples), dtype=torch.float64)
+    for indices in model.micro_batches(examples, 10**6)[0]:
+        loss = objective_loss(CrossEntropy(), model, model.collate([examples[i] for i in indices]))
+        loss.total.backward()
+        rows[indices] = loss.rows
+    return rows, {k: p.grad for k, p in model.trained.items() if p.grad is not None}
+
+
+def test_no_switch_of_execution_changes_a_step(folder):
+    """Loss of every example and every gradient, those of a learning encoder too, in fp64: each switch off by itself,
+    and all of them."""
+    model = trained(folder, torch.float64, LORA.model_copy(update={"encoder": "lora"}))
+    model.train()
+    examples = mixed(model, "instruction_first")[:6]
+    want, gradients = step(model, examples, PLAIN)
+    for name, changes in {"all on": {}, **{k: {k: v} for k, v in SWITCHES.items()}}.items():
+        got, found = step(model, examples, FAST.model_copy(update=changes))
+        assert close(got, want, 1e-9), name
+        assert found.keys() == gradients.keys()
+        for key, gradient in found.items():
+            off = float((gradient - gradients[key]).norm())
+            assert off <= 1e-7 * float(gradients[key].norm()) + 1e-12, (name, key)
+
+
 @pytest.mark.parametrize("tuning", [LORA, LORA.model_copy(update={"dora": True})], ids=["lora", "dora"])
-def test_computing_activations_again_changes_nothing(folder, tuning, monkeypatch):
+def test_computing_activations_again_changes_nothing(folder, tuning):
     """Nor does cutting the logits into pieces."""
     model = trained(folder, torch.float64, tuning)
     model.train()
@@ -171,7 +217,7 @@ def test_computing_activations_again_changes_nothing(folder, tuning, monkeypatch
         total = objective_loss(CrossEntropy(), model, batch).total
         total.backward()
         found.append({"loss": total.detach(), **{k: p.grad for k, p in model.trained.items() if p.grad is not None}})
-        monkeypatch.setattr(pieces, "CHUNK", 3)
+        model.execution = Execution(chunk=3)
         assert model.save_memory() == (len(found) == 1)  # on, and then it is on
     assert found[0].keys() == found[1].keys()
     for key, value in found[0].items():
@@ -228,15 +274,20 @@ def test_sharing_leaves_tokens_out(base):
     assert batch.given / len(batch.ids) > 1.3
 
 
-def test_flex_agrees_with_segments(base):
-    """Forward only: the kernel has no backward on a CPU."""
-    with torch.no_grad():
-        want, _ = losses(base, mixed(base))
-        base.execution = Execution(attention="flex")
-        got, _ = losses(base, mixed(base))
-    base.execution = Execution()
+def test_flex_agrees_with_segments(folder, monkeypatch):
+    """Loss and every gradient, by torch's own plain form of the kernel. On a CPU torch refuses the backward pass, as it
+    would not compile there, though the plain form has one: the refusal is taken out of the way here. The compiled
+    kernel itself takes a GPU."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda query, key, value: None)
+    model = trained(folder, torch.float64)
+    want, gradients = losses(model, mixed(model))
+    model.execution = Execution(attention="flex")
+    got, found = losses(model, mixed(model))
     for a, b in zip(got, want, strict=True):
-        assert close(a, b, 1e-4)
+        assert close(a, b, 1e-6)
+    assert found.keys() == gradients.keys()
+    for key, gradient in found.items():
+        assert float((gradient - gradients[key]).norm()) <= 1e-5 * float(gradients[key].norm()) + 1e-9, key
 
 
 def test_text_alone_works(folder):

@@ -11,10 +11,10 @@ from toy import losses, train
 
 from trainer.families import load
 from trainer.fields import SpecError
-from trainer.objectives import cross_entropy as pieces
 from trainer.objectives import objective_loss
 from trainer.objectives.distillation import kl
 from trainer.objectives.misalignment import measure
+from trainer.spec import Execution
 from trainer.stage import CrossEntropy, Distillation, Divergences
 from trainer.store import FolderStore
 
@@ -80,7 +80,7 @@ def test_the_loss_is_the_formula_one_example_at_a_time(world, direction):
     assert all(torch.isfinite(g).all() for g in found)
 
 
-def test_cut_into_pieces_it_is_the_same(world, monkeypatch):
+def test_cut_into_pieces_it_is_the_same(world):
     resolved, corpus = job(world)
     model = model_for(resolved, world, moved=0.05)
     batch, found = model.collate(examples(resolved, corpus, model)), []
@@ -90,7 +90,7 @@ def test_cut_into_pieces_it_is_the_same(world, monkeypatch):
             p.grad = None
         loss.total.backward()
         found.append([loss.total.detach(), *(p.grad for p in model.trained.values() if p.grad is not None)])
-        monkeypatch.setattr(pieces, "CHUNK", 3)
+        model.execution = Execution(chunk=3)
     for a, b in zip(*found, strict=True):
         assert float((a - b).norm()) <= 1e-5 * float(a.norm()) + 1e-9
 

@@ -32,6 +32,7 @@ def test_frames_are_the_stock_ones(tmp_path, settings):
         assert ours.dtype == padded.dtype
         assert ours.shape == (padded.shape[0], min(-(-samples // hop) + 2, padded.shape[1]))
         assert np.array_equal(ours, padded[:, : ours.shape[1]]), f"{samples} samples"
+        assert np.array_equal(mel.whole(wave), padded)
 
 
 def test_silence_is_the_floor(tmp_path):

@@ -8,9 +8,9 @@ from peft import PeftModel
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from trainer.families import load
-from trainer.features import FeatureCache
+from trainer.features import FeatureCache, alike
 from trainer.fields import SpecError
-from trainer.spec import Tuning
+from trainer.spec import Execution, Tuning
 from trainer.stage import Trainable
 from trainer.tokens import AUDIO, render
 from trainer.views import Example
@@ -110,6 +110,26 @@ def test_cached_states_do_not_depend_on_the_batch_nor_on_the_cache(folder, tmp_p
     for a, b in zip(cold.audio_states(WAVES), again.audio_states(WAVES), strict=True):
         assert torch.equal(a, b)
     assert len(warm) == len(WAVES)
+
+
+def test_states_made_together_are_those_made_alone(folder, monkeypatch):
+    """To rounding; each once, in batches of alike length, and in the order asked for."""
+    alone, together = load(folder).audio_states([*WAVES, WAVES[0]]), load(folder)
+    together.execution = Execution(encoder_batches="on")
+    encode, batches = together.encode, []
+    monkeypatch.setattr(together, "encode", lambda waves: batches.append(len(waves)) or encode(waves))
+    for a, b in zip(alone, together.audio_states([*WAVES, WAVES[0]]), strict=True):
+        assert a.shape == b.shape
+        assert float((a - b).abs().max() / a.abs().max()) <= 1e-5
+    assert sum(batches) == len(WAVES)
+    assert len(batches) < len(WAVES)
+
+
+def test_recordings_of_alike_length_go_together():
+    assert alike([]) == []
+    assert alike([5]) == [[0]]
+    assert alike([100, 40, 99, 41, 1000]) == [[1, 3], [2, 0], [4]]
+    assert alike([10] * 5, most=30) == [[0, 1, 2], [3, 4]]
 
 
 def test_cached_states_stay_within_their_bytes_and_come_back_from_disk(tmp_path):

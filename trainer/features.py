@@ -7,6 +7,7 @@ behind the signal in a 30-s padded window; with them, trimmed and padded encoder
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ class Mel:
         missing = self.shape.padded(len(wave)) // self.shape.hop_length - made.shape[1]
         return np.pad(made, ((0, 0), (0, missing)), mode="edge")
 
+    def whole(self, wave: np.ndarray) -> np.ndarray:
+        """(bins, frames) of the wave filled up likewise, all of them computed by the stock extractor."""
+        filled = np.pad(wave, (0, max(0, self.shape.padded(len(wave)) - len(wave))))
+        made = self.extractor(
+            filled, sampling_rate=self.shape.sampling_rate, padding="longest", truncation=False, return_tensors="np"
+        )
+        return made["input_features"][0]
+
     @torch.inference_mode()
     @torch.autocast("cpu", enabled=False)  # where a CPU computes in bf16, frames do not
     def _log_mel(self, wave: np.ndarray, frames: int) -> np.ndarray:
@@ -97,6 +106,22 @@ class Mel:
         return self.extractor.to_json_string()
 
 
+def alike(lengths: Sequence[int], most: int = 480 * 16_000, waste: float = 1.25) -> list[list[int]]:
+    """Recordings of so many samples that are encoded together: indices in order of length, cut where padding would
+    make a batch more than `waste` times what it holds, or more than `most` samples."""
+    batches: list[list[int]] = []
+    held = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        computed = lengths[i] * (len(batches[-1]) + 1) if batches else 0
+        if batches and computed <= min(most, waste * (held + lengths[i])):
+            batches[-1].append(i)
+            held += lengths[i]
+        else:
+            batches.append([i])
+            held = lengths[i]
+    return batches
+
+
 def wave_key(wave: np.ndarray) -> str:
     """sha256 of the samples as the encoder gets them: after decoding, resampling, cutting, trimming."""
     return hashlib.sha256(np.ascontiguousarray(wave, dtype=np.float32).tobytes()).hexdigest()
@@ -108,8 +133,8 @@ class FeatureCache:
     `limit` bytes are kept in memory; beyond them what was used longest ago goes, and is read from the store or made
     again when it is asked for: the same bits either way. `kept`: the store, or a folder that is one.
 
-    A value is always made from one clip alone and is used as stored, also right after it was made: so what
-    the model sees does not depend on who else was in the batch, nor on whether the cache was warm.
+    A value is used as stored, also right after it was made: so what the model sees does not depend on whether the
+    cache was warm; nor, where it was made from one clip alone, on who else was in the batch.
     """
 
     def __init__(self, kept: FeatureStore | str | Path | None = None, *, limit: int = LIMIT):

@@ -26,9 +26,9 @@ def supervised_states(decoder, inputs: torch.Tensor, batch: Batch, kind: str) ->
     inputs: (1, time, width) embeddings of the pack. kind: of `trainer.families.attention`.
     """
     assert decoder.config._attn_implementation == NAME, "the decoder was loaded with another attention"
-    layout, positions = Layout(batch, kind), batch.positions[None]
     if type(decoder.layers[-1]).__name__ not in COMMON:
-        return _stock(decoder, inputs, batch, layout)[batch.at]
+        return final_states(decoder, inputs, batch, kind)[batch.at]
+    layout, positions = Layout(batch, kind), batch.positions[None]
     # Time, height and width, which are one for text and sound; later transformers 5 would spread them itself.
     spread = "mrope_section" in (decoder.config.rope_parameters or {})
     rope = decoder.rotary_emb(inputs, positions.expand(3, -1, -1) if spread else positions)
@@ -55,15 +55,16 @@ def layer_states(
 
     hooks = [decoder.layers[d - 1].register_forward_hook(keep(d)) for d in depths if 0 < d < last]
     try:
-        found[last] = _stock(decoder, inputs, batch, Layout(batch, kind))
+        found[last] = final_states(decoder, inputs, batch, kind)
     finally:
         for hook in hooks:
             hook.remove()
     return found
 
 
-def _stock(decoder, inputs: torch.Tensor, batch: Batch, layout: Layout) -> torch.Tensor:
+def final_states(decoder, inputs: torch.Tensor, batch: Batch, kind: str) -> torch.Tensor:
     """Final states of the whole pack by the stock forward, (time, width)."""
+    layout = Layout(batch, kind)
     # A mask of four dimensions is taken as made; the layout is the one that counts.
     made = inputs.new_zeros((1, 1, 1, 1))
     out = decoder(

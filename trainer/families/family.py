@@ -23,10 +23,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from trainer.adapter import Parts, adapter_files, attach, detach, load_adapter
-from trainer.batch import Batch, collate, groups
+from trainer.adapter import Parts, adapter_files, attach, checksum, detach, load_adapter
+from trainer.batch import Batch, assign, collate, groups
 from trainer.families import attention, decoder
-from trainer.features import FeatureCache, wave_key
+from trainer.features import FeatureCache, alike, wave_key
 from trainer.fields import problem
 from trainer.resolve import pin_base
 from trainer.spec import Execution
@@ -112,10 +112,14 @@ class Family(ABC):
         """Encoder states of recordings (samples,) at the family's rate → (states, width) per recording. What a
         recording gives does not depend on the others."""
 
-    @abstractmethod
     def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """Encoder states per recording → what the language model gets, all recordings end to end (vectors, width);
         as many vectors per recording as `tokens.audio_tokens` says."""
+        return self.projector(torch.cat(list(states)).to(next(self.projector.parameters()).dtype))
+
+    def still(self) -> list[nn.Module]:
+        """What runs as in inference also in training."""
+        return [self.audio_tower] if self.encoder_is_base else []
 
     def recipe(self) -> str:
         """What encoder states depend on besides weights and wave: the feature extractor's settings, the window."""
@@ -189,10 +193,10 @@ class Family(ABC):
         return groups
 
     def train(self, mode: bool = True) -> None:
-        """Dropout on or off; a frozen encoder always runs as in inference."""
+        """Dropout on or off, but for what is `still`."""
         self.module.train(mode)
-        if self.encoder_is_base:
-            self.audio_tower.eval()
+        for module in self.still():
+            module.eval()
 
     @contextlib.contextmanager
     def base_only(self) -> Iterator[None]:
@@ -239,20 +243,28 @@ class Family(ABC):
         return contextlib.nullcontext()
 
     def audio_states(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Encoder states per recording: cached where the encoder is the base's own, else computed
-        together."""
+        """Encoder states per recording, from the cache where the encoder is the base's own."""
+        how = self.execution.encoder_batches
         if not (self.encoder_is_base and self.execution.feature_cache):
-            return self.encode(waves)
-        out = []
-        for wave in waves:
-            key = wave_key(wave)
-            value = self.cache.get(self._encoder_key, key)
-            if value is None:
-                with torch.no_grad():
-                    states = self.encode([wave])[0]
-                value = self.cache.put(self._encoder_key, key, states.float().cpu().numpy())
-            out.append(torch.from_numpy(value).to(self.device))
-        return out
+            return self._encoded(waves, together=how != "off")
+        encoder = self._encoder_key if self.execution.trimming else f"{self._encoder_key}-whole"
+        keys = [wave_key(wave) for wave in waves]
+        known = {key: self.cache.get(encoder, key) for key in keys}
+        missing = {key: wave for key, wave in zip(keys, waves, strict=True) if known[key] is None}
+        with torch.no_grad():
+            together = how == "on" or (how == "auto" and self.device.type == "cuda")
+            made = self._encoded(list(missing.values()), together=together)
+        for key, states in zip(missing, made, strict=True):
+            wide = states if states.dtype == torch.float64 else states.float()
+            known[key] = self.cache.put(encoder, key, wide.cpu().numpy())
+        return [torch.from_numpy(known[key]).to(self.device) for key in keys]
+
+    def _encoded(self, waves: Sequence[np.ndarray], *, together: bool) -> list[torch.Tensor]:
+        """`encode` in batches of alike length, or one by one."""
+        found: dict[int, torch.Tensor] = {}
+        for indices in alike([len(w) for w in waves]) if together else ([i] for i in range(len(waves))):
+            found.update(zip(indices, self.encode([waves[i] for i in indices]), strict=True))
+        return [found[i] for i in range(len(waves))]
 
     def embed(self, ids: torch.Tensor, waves: Sequence[np.ndarray]) -> torch.Tensor:
         """Inputs of the language model: ids (batch, time) with the audio vectors of `waves` (row by row, in
@@ -282,6 +294,14 @@ class Family(ABC):
     def positions(self, mask: torch.Tensor) -> torch.Tensor:
         """Positions of a left-padded batch for `states`, from its mask (batch, time) of 1 and 0: real tokens count."""
         return (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def micro_batches(
+        self, examples: Sequence[Example], budget: int, world_size: int = 1, **how
+    ) -> list[list[list[int]]]:
+        """A step's examples cut up and spread over ranks (`trainer.batch.assign`, options as there)."""
+        shared = groups(examples, audio_id=self.tokens.audio_id, share=self.shares)
+        budget = budget if self.execution.packing else 1  # one token: each example alone
+        return assign([len(e) for e in examples], shared, budget, world_size, **how)
 
     def collate(self, examples: Sequence[Example], *, share: bool = True) -> Batch:
         """The pack of a micro-batch on the model's device. With dropout the examples of a shared prefix would share
@@ -315,13 +335,23 @@ class Family(ABC):
 
     def supervised_states(self, batch: Batch) -> torch.Tensor:
         """Final states at the places that predict a supervised token: (supervised, width)."""
+        if not self.execution.supervised_only:
+            return self.final_states(batch)[batch.at]
         inputs = self._inputs(batch)
         with self.autocast():
             return decoder.supervised_states(self.language_model, inputs, batch, self.attention)
 
+    def final_states(self, batch: Batch) -> torch.Tensor:
+        """Final states of all tokens of a pack: (time, width)."""
+        inputs = self._inputs(batch)
+        with self.autocast():
+            return decoder.final_states(self.language_model, inputs, batch, self.attention)
+
     def layer_states(self, examples: Sequence[Example], depths: Sequence[int]) -> list[list[torch.Tensor]]:
         """States of all tokens of each example, which sees itself alone, after layers `depths` (0: the inputs; the
         last after the final norm): result[example][n] is (tokens, width) at depths[n]."""
+        if not self.execution.packing and len(examples) > 1:
+            return [self.layer_states([e], depths)[0] for e in examples]
         batch = self.collate(examples, share=False)
         inputs = self._inputs(batch)
         with self.autocast():
@@ -354,19 +384,3 @@ class Family(ABC):
             transformers.__version__,
         )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def checksum(module: nn.Module) -> str:
-    """A digest over all parameters by name, cheap enough for 8 B on a GPU: position-weighted sums of the
-    bits."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters(), key=lambda item: item[0]):
-        bits = parameter.detach().reshape(-1)
-        bits = bits.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()])
-        total = 0
-        for start in range(0, bits.numel(), 1 << 24):
-            part = bits[start : start + (1 << 24)].long()
-            weights = torch.arange(start, start + len(part), device=part.device) % 65521 + 1
-            total = (total + int((part * weights).sum())) & (2**64 - 1)
-        digest.update(f"{name} {tuple(parameter.shape)} {total}\n".encode())
-    return digest.hexdigest()

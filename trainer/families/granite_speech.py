@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import GraniteSpeechForConditionalGeneration
 from transformers.audio_utils import mel_filter_bank
 
@@ -54,10 +55,8 @@ class GraniteSpeech(Family):
     def projector(self) -> Any:
         return self.stock.model.projector
 
-    def train(self, mode: bool = True) -> None:
-        super().train(mode)
-        self.audio_tower.eval()
-        self.projector.eval()
+    def still(self) -> list[nn.Module]:
+        return [self.audio_tower, self.projector]
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         return super().logits(states) / self.stock.config.text_config.logits_scaling

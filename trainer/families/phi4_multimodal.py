@@ -57,15 +57,11 @@ class Phi4Multimodal(Family):
         inputs = self.stock.model.embed_tokens_extend.audio_embed
         return nn.Sequential(inputs.up_proj_for_speech, nn.GELU(), inputs.down_proj_for_speech)
 
-    def train(self, mode: bool = True) -> None:
-        super().train(mode)
-        self.audio_tower.eval()
+    def still(self) -> list[nn.Module]:
+        return [self.audio_tower]
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
         rate, dtype = self.tokens.shape.sampling_rate, self.audio_tower.embed.out.weight.dtype
         made = [self.extractor(w, sampling_rate=rate)["audio_input_features"] for w in waves]
         with self.autocast():
             return [self.audio_tower(m.to(self.device, dtype), None)[0] for m in made]
-
-    def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.projector(torch.cat(list(states)).to(next(self.projector.parameters()).dtype))

@@ -71,7 +71,7 @@ class Qwen25Omni(Thinker):
         it sees zeros, not frames of silence."""
         tower, shape = self.audio_tower, self.shape
         frames = [shape.mel_frames(len(w)) for w in waves]
-        mels = [self.mel(w)[:, :n] for w, n in zip(waves, frames, strict=True)]
+        mels = [self.frames(w)[:, :n] for w, n in zip(waves, frames, strict=True)]
         x = torch.from_numpy(np.concatenate(mels, 1)).to(self.device, tower.conv1.weight.dtype)
         window = 2 * tower.n_window
         steps = [(min(window, n - start) - 1) // 2 + 1 for n in frames for start in range(0, n, window)]

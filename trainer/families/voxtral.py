@@ -38,7 +38,7 @@ class Voxtral(WhisperFamily):
         chunks = [self.shape.chunks(len(w)) for w in waves]
         mels = []
         for wave, frames in zip(waves, chunks, strict=True):
-            whole = self.mel.filled(wave)
+            whole = self.mel.filled(wave) if self.execution.trimming else self.mel.whole(wave)
             mels += [whole[:, n * self.shape.chunk_frames :][:, :length] for n, length in enumerate(frames)]
         steps = [m.shape[1] // 2 for m in mels]
         with self.autocast():

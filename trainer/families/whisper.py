@@ -1,11 +1,12 @@
 """What families with Whisper's front end share: mel frames, and a Whisper-style encoder over as many as are asked for.
 
 The encoder's stock forward takes 30 s of frames and nothing else; here it sees the frames that decide its output,
-equal in value, tested.
+equal in value, tested. `execution.trimming: false` gives it all of them.
 """
 
 from abc import ABC
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,28 +31,14 @@ class WhisperFamily(Family, ABC):
     def recipe(self) -> str:
         return self.mel.recipe()
 
-    def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.projector(torch.cat(list(states)).to(next(self.projector.parameters()).dtype))
+    def frames(self, wave: np.ndarray) -> np.ndarray:
+        """Mel frames of a recording that the encoder gets, (bins, frames)."""
+        return self.mel(wave) if self.execution.trimming else self.mel.whole(wave)
 
     def blocks(self, mels: Sequence[np.ndarray], steps: Sequence[int]) -> torch.Tensor:
-        """The encoder's convolutions and blocks: mel frames (bins, frames) per recording → (recordings, most steps,
-        width). A recording's first `steps` (two frames each) see each other and nothing behind them; a recording alone,
-        or among others of its length, needs no mask."""
-        tower, most = self.audio_tower, max(steps)
-        padded = np.zeros((len(mels), mels[0].shape[0], max(m.shape[1] for m in mels)), np.float32)
-        for row, frames in zip(padded, mels, strict=True):
-            row[:, : frames.shape[1]] = frames
-        x = torch.from_numpy(padded).to(self.device, tower.conv1.weight.dtype)
-        h = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).permute(0, 2, 1)[:, :most]
-        h = h + tower.embed_positions.weight[:most].to(h.dtype)
-        mask = None
-        if min(steps) < most:
-            seen = torch.arange(most, device=h.device) < torch.tensor(steps, device=h.device)[:, None]
-            mask = seen[:, None, None, :].expand(-1, 1, most, -1)
-        for layer in tower.layers:
-            h = layer(h, mask)
-            h = h[0] if isinstance(h, tuple) else h  # a tuple in earlier transformers 5
-        return h
+        """`blocks` of this encoder, from frames (bins, frames) per recording."""
+        x = padded([torch.from_numpy(m) for m in mels]).to(self.device, self.audio_tower.conv1.weight.dtype)
+        return blocks(self.audio_tower, x, steps, whole=not self.execution.trimming)
 
     def trimmed(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """States of an encoder that masks what is behind the signal, pools by two and norms: (vectors, width) per
@@ -59,6 +46,30 @@ class WhisperFamily(Family, ABC):
         tower = self.audio_tower
         steps = [(self.shape.mel_frames(len(w)) - 1) // 2 + 1 for w in waves]
         with self.autocast():
-            h = self.blocks([self.mel(w) for w in waves], steps)
+            h = self.blocks([self.frames(w) for w in waves], steps)
             h = tower.layer_norm(tower.avg_pooler(h.permute(0, 2, 1)).permute(0, 2, 1))
         return [states[: n // 2] for states, n in zip(h, steps, strict=True)]
+
+
+def blocks(tower: Any, mels: torch.Tensor, steps: Sequence[int], *, whole: bool = False) -> torch.Tensor:
+    """Convolutions and blocks of a Whisper encoder: mels (recordings, bins, frames), anything from the third frame
+    behind a recording's signal → (recordings, most steps, width). A recording's first `steps` (two frames each) see
+    each other and nothing behind them; a recording alone, or among others of its length, needs no mask. `whole`: what
+    is behind is computed too, and dropped by who asks."""
+    h = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).permute(0, 2, 1)
+    most = h.shape[1] if whole else max(steps)
+    h = h[:, :most] + tower.embed_positions.weight[:most].to(h.dtype)
+    mask = None
+    if min(steps) < most:
+        seen = torch.arange(most, device=h.device) < torch.tensor(steps, device=h.device)[:, None]
+        mask = seen[:, None, None, :].expand(-1, 1, most, -1)
+    for layer in tower.layers:
+        h = layer(h, mask)
+        h = h[0] if isinstance(h, tuple) else h  # a tuple in earlier transformers 5
+    return h
+
+
+def padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor of rows that differ in their last dimension, zeros behind the shorter ones."""
+    longest = max(row.shape[-1] for row in rows)
+    return torch.stack([F.pad(row, (0, longest - row.shape[-1])) for row in rows])

@@ -32,7 +32,7 @@ def distilled_losses(kind: Distillation, model, batch: Batch) -> torch.Tensor:
         return loss if kind.alpha == 1 else loss + (1 - kind.alpha) * cross_entropy(said, targets)
 
     states = model.supervised_states(batch)
-    return in_pieces(piece, states, teacher_states(model, batch), batch.targets)
+    return in_pieces(piece, model, states, teacher_states(model, batch), batch.targets)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from trainer.batch import assign, groups
 from trainer.objectives.cross_entropy import in_pieces
 from trainer.objectives.distillation import kl, teacher_states, twin_states
 from trainer.views import Example
@@ -46,13 +45,12 @@ def measure(model, examples: Sequence[Example], budget: int) -> Measured:
     """M and F over examples with twins, in micro-batches of up to `budget` tokens. Dropout is off meanwhile."""
     training = model.module.training
     model.train(False)
-    shared = groups(examples, audio_id=model.tokens.audio_id, share=model.shares)
     sums, count = torch.zeros(2, dtype=torch.float64), 0
-    for indices in assign([len(e) for e in examples], shared, budget)[0]:
+    for indices in model.micro_batches(examples, budget)[0]:
         batch = model.collate([examples[i] for i in indices])
         heard, read, base = model.supervised_states(batch), twin_states(model, batch), teacher_states(model, batch)
         for n, (p, q) in enumerate(((read, heard), (base, read))):
-            found = in_pieces(lambda p, q: kl(model.logits(p), model.logits(q)), p, q)
+            found = in_pieces(lambda p, q: kl(model.logits(p), model.logits(q)), model, p, q)
             sums[n] += found.double().sum().cpu()
         count += len(batch.targets)
     model.train(training)

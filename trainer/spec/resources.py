@@ -24,12 +24,25 @@ class Resources(Spec):
 
 
 class Execution(Spec):
-    """How the same result is computed faster. Every field changes it by rounding only; not part of the hash."""
+    """How the same result is computed faster. Every field changes it by rounding only; not part of the hash. With all
+    of them off, examples go one by one, padded and whole, through the stock layers."""
 
+    packing: bool = True
+    """Lay the examples of a micro-batch end to end; off: each is a micro-batch of its own."""
     share_prefix: bool = True
     """Compute what the prompts of one task have in common once per micro-batch. Off by itself under dropout."""
     attention: Literal["auto", "segments", "flex", "dense"] = "auto"
     """Attention over a pack; `auto`: `flex` on a GPU, `segments` on a CPU. `dense` writes the whole mask out."""
+    trimming: bool = True
+    """Compute of a recording only what its encoder states depend on; off: fill it up to the family's window, behind a
+    mask. Not `encoder_window`, which changes what is heard."""
+    encoder_batches: Literal["auto", "on", "off"] = "auto"
+    """Encode recordings of alike length together, or each alone; `auto`: together on a GPU and where the encoder
+    learns. States made together and lost before they were stored may come back with other last bits."""
+    supervised_only: bool = True
+    """Compute the last layer and the logits only where an answer's token is predicted; off: everywhere."""
+    chunk: int = Field(default=1024, ge=0)
+    """Tokens whose logits exist at once, made again in the backward pass where there are more; 0: all at once."""
     feature_cache: bool = True
     """Keep the states of a frozen encoder for all epochs, seeds and jobs."""
     checkpointing: Literal["auto", "on", "off"] = "auto"

@@ -10,44 +10,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import HubertModel, Wav2Vec2Model, WavLMModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from trainer.families.whisper import blocks
 from trainer.formats.composed import frames
 
 
-def _kept(counts: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """(recordings, time) True where a frame belongs to its recording."""
-    return torch.arange(like.shape[1], device=like.device) < torch.tensor(counts, device=like.device)[:, None]
+def _whisper(encoder: Any, mels: torch.Tensor, samples: Sequence[int], counts: Sequence[int], whole: bool):
+    """mels: (recordings, bins, mel frames)."""
+    return encoder.layer_norm(blocks(encoder, mels, counts, whole=whole))
 
 
-def _whisper(encoder: Any, mels: torch.Tensor, samples: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
-    """mels: (recordings, bins, mel frames), anything from the third frame behind a recording's signal."""
-    h = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mels)))).permute(0, 2, 1)[:, : max(counts)]
-    h = h + encoder.embed_positions.weight[: h.shape[1]].to(h.dtype)
-    mask = None
-    if min(counts) < h.shape[1]:
-        mask = _kept(counts, h)[:, None, None, :].expand(-1, 1, h.shape[1], -1)
-    for layer in encoder.layers:
-        h = layer(h, mask)
-        h = h[0] if isinstance(h, tuple) else h  # a tuple in earlier transformers 5
-    return encoder.layer_norm(h)
-
-
-def _wav2vec2(encoder: Any, waves: torch.Tensor, samples: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
+def _wav2vec2(encoder: Any, waves: torch.Tensor, samples: Sequence[int], counts: Sequence[int], whole: bool):
     """waves: (recordings, samples). Convolutions one recording after the other, the Transformer over all of them."""
     heard = [encoder.feature_extractor(w[None, :n])[0].T for w, n in zip(waves, samples, strict=True)]
     h = encoder.feature_projection(pad_sequence(heard, batch_first=True))
     h = h[0] if isinstance(h, tuple) else h
-    mask = _kept(counts, h) if min(counts) < h.shape[1] else None
+    mask = None
+    if min(counts) < h.shape[1]:
+        mask = torch.arange(h.shape[1], device=h.device) < torch.tensor(counts, device=h.device)[:, None]
     return encoder.encoder(h, attention_mask=mask)[0]
 
 
-def _mimi(encoder: Any, waves: torch.Tensor, samples: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
+def _mimi(encoder: Any, waves: torch.Tensor, samples: Sequence[int], counts: Sequence[int], whole: bool):
     """waves: (recordings, samples). The latents before they are quantised, 12.5 Hz; one recording after the other."""
     latents = [encoder(w[None, None, :n]).latents[0].T for w, n in zip(waves, samples, strict=True)]
     return pad_sequence(latents, batch_first=True)
@@ -59,8 +48,9 @@ class Kind:
 
     model: Any
     """Its stock class, without decoder or head."""
-    run: Callable[[Any, torch.Tensor, Sequence[int], Sequence[int]], torch.Tensor]
-    """(encoder, padded features, samples and frames per recording) → (recordings, time, width)."""
+    run: Callable[[Any, torch.Tensor, Sequence[int], Sequence[int], bool], torch.Tensor]
+    """(encoder, padded features, samples and frames per recording, whether what is behind a recording is computed too)
+    → (recordings, time, width)."""
     targets: tuple[str, ...]
     """Linear layers that get adapters under `encoder: lora`."""
 
@@ -97,14 +87,16 @@ class AudioTower(nn.Module):
         """Of a state: both encoders' hidden units."""
         return sum(e.config.hidden_size for e in self.encoders)
 
-    def forward(self, features: Sequence[torch.Tensor], samples: Sequence[int]) -> list[torch.Tensor]:
+    def forward(
+        self, features: Sequence[torch.Tensor], samples: Sequence[int], *, whole: bool = False
+    ) -> list[torch.Tensor]:
         """features: one padded tensor per encoder (recordings, …); samples: of each recording → its states
-        (frames, width)."""
+        (frames, width). whole: what an encoder could leave out behind a recording is computed too."""
         found = []
         for encoder, shape, x in zip(self.encoders, self.frames, features, strict=True):
             counts = [shape.audio_tokens(n) for n in samples]
             run = KINDS[encoder.config.model_type].run
-            states = run(encoder, x.to(next(encoder.parameters()).dtype), samples, counts)
+            states = run(encoder, x.to(next(encoder.parameters()).dtype), samples, counts, whole)
             found.append([s[:n] for s, n in zip(states, counts, strict=True)])
         if len(found) == 1:
             return found[0]

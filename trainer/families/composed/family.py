@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import EncodecFeatureExtractor, Wav2Vec2FeatureExtractor
 
@@ -15,6 +14,7 @@ from trainer.adapter import Parts
 from trainer.families.composed.encoders import KINDS
 from trainer.families.composed.model import ComposedForConditionalGeneration
 from trainer.families.family import Family
+from trainer.families.whisper import padded
 from trainer.features import Mel
 from trainer.formats.composed import Shape, WhisperFrames
 
@@ -66,12 +66,14 @@ class Composed(Family):
 
     def features(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """What each encoder gets of recordings (samples,), padded by zeros: (recordings, …, time) per encoder."""
-        return [_padded([torch.from_numpy(extractor(w)) for w in waves]) for extractor in self._extractors]
+        whole = not self.execution.trimming
+        made = [e.whole if whole and isinstance(e, Mel) else e for e in self._extractors]
+        return [padded([torch.from_numpy(extractor(w)) for w in waves]) for extractor in made]
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
         features = [x.to(self.device) for x in self.features(waves)]
         with self.autocast():
-            return self.audio_tower(features, [len(w) for w in waves])
+            return self.audio_tower(features, [len(w) for w in waves], whole=not self.execution.trimming)
 
     def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         dtype = next(self.projector.parameters()).dtype
@@ -88,12 +90,6 @@ def _extractor(settings: dict[str, Any], shape):
         return made(wave, sampling_rate=shape.sampling_rate, return_tensors="np")["input_values"].reshape(-1)
 
     return read
-
-
-def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One tensor of rows that differ in their last dimension."""
-    longest = max(row.shape[-1] for row in rows)
-    return torch.stack([F.pad(row, (0, longest - row.shape[-1])) for row in rows])
 
 
 def _linear(layers: nn.Module) -> tuple[str, ...]:
