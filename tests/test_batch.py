@@ -47,6 +47,14 @@ def test_ranks_get_alike_numbers_of_examples(step, world):
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(steps(), st.integers(1, 2000), st.integers(1, 5), st.booleans(), st.integers(1, 3))
+def test_which_examples_a_rank_gets_does_not_depend_on_the_budget(step, budget, world, even, unit):
+    """So it can read its recordings before the budget is known for good."""
+    cuts = [assign(*step, n, world, even=even, unit=unit) for n in (budget, 10**6)]
+    mine = [[{i for batch in rank for i in batch} for rank in ranks] for ranks in cuts]
+    assert mine[0] == mine[1]
+
+
 def test_budget_changes_the_cut_not_the_examples():
     lengths, shared = [30, 10, 20, 10], [Shared(0, (1, 3, 2, 0))]
     assert assign(lengths, shared, 10**6) == [[[1, 3, 2, 0]]]

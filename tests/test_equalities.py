@@ -7,9 +7,10 @@ import torch
 import toy
 from safetensors.torch import load as tensors_of
 
+from trainer import audio
 from trainer.families import load
 from trainer.plan import plan_stage
-from trainer.ranks import spawn
+from trainer.ranks import Ranks, spawn
 from trainer.spec import Execution
 from trainer.store import FolderStore
 
@@ -102,6 +103,42 @@ def test_cached_states_train_like_states_made_in_the_batch(world):
     events = []
     toy.loop(resolved, corpus, model, sink=events.append).run()
     assert [e["loss"] for e in events if e["kind"] == "step"] == pytest.approx(cached[0], rel=1e-5)
+
+
+def test_every_rank_reads_its_own_recordings_and_no_others(world, monkeypatch):
+    resolved, corpus = job(world)
+    stage, read, heard = resolved.stages[1], audio.read, []
+    monkeypatch.setattr(audio, "read", lambda path, *rest: heard.append(path) or read(path, *rest))
+    parts, files = [], []
+    for rank in (0, 1):
+        heard.clear()
+        loop = toy.loop(resolved, corpus, load(world[0]), ranks=Ranks(rank, 2))
+        with loop.ahead(stage, loop.plans[1]) as ahead:
+            steps = [ahead.step(t) for t in range(stage.steps)]
+        parts.append([set(made) for _, made in steps])
+        files.append(sorted(heard))
+        for outlines, made in steps:
+            assert all(len(outlines[n]) == len(e) and outlines[n].name == e.name for n, e in made.items())
+            spoken = sum(e.wave is not None for e in made.values())
+            assert sum(bool(e.wave.any()) for e in made.values() if e.wave is not None) == spoken
+    assert all(not a & b and a | b == set(range(8)) for a, b in zip(*parts, strict=True))
+    assert files[0]
+    assert files[1]
+    assert not set(files[0]) & set(files[1])  # each is shown once
+
+
+def test_a_run_with_every_switch_off_is_the_same(world):
+    resolved, corpus = job(world)
+    usual = train(resolved, corpus, world)
+    model = load(world[0], tuning=resolved.spec.tuning, seed=resolved.spec.seed)
+    model.execution = Execution(
+        packing=False, share_prefix=False, attention="dense", trimming=False, encoder_batches="off",
+        supervised_only=False, chunk=0, feature_cache=False, checkpointing="off", prefetch=0,
+    )  # fmt: skip
+    events = []
+    toy.loop(resolved, corpus, model, sink=events.append).run()
+    assert [e["loss"] for e in events if e["kind"] == "step"] == pytest.approx(usual[0], rel=1e-5)
+    assert far(model.files(), usual[1]) < 1e-3
 
 
 def test_order_is_the_same_whatever_the_execution(world):

@@ -48,7 +48,7 @@ PLACES = {
     "data": (1, running, "read_corpus", WRONG, 0, 0),
     "base": (1, running, "load_base", problem("base", "not on this machine", "b"), 0, 0),
     "first step": (1, views, "training_example", WRONG, 0, 0),
-    "later step": (1, views, "training_example", WRONG, 8 * 3, 3),
+    "later step": (1, views, "training_example", WRONG, (8 + 4) * 3, 3),  # outlines of all, its half of the examples
     "bug in a step": (1, loop, "objective_loss", ZeroDivisionError("in a step"), 2, 2),
     "checkpoint": (0, loop.checkpoints, "write", OSError("disk full"), 1, 4),
     "evaluation": (1, evaluate, "generate", WRONG, 1, 9),

@@ -97,7 +97,7 @@ def loop(resolved, corpus, model, *, vectors=None, **options):
     from trainer.context import context, has_context
     from trainer.loop import Loop
     from trainer.plan import plan_stage
-    from trainer.views import Recordings, reference_examples, training_examples
+    from trainer.views import Recordings, Silence, reference_examples, training_examples
 
     spec = resolved.spec
     plans = [plan_stage(resolved, n, corpus, vectors) for n in range(len(resolved.stages))]
@@ -108,9 +108,10 @@ def loop(resolved, corpus, model, *, vectors=None, **options):
     }
     made_of = (model.tokens, Recordings(16000))
     examples = training_examples(resolved, corpus, contexts, *made_of)
+    outlines = training_examples(resolved, corpus, contexts, model.tokens, Silence(model.tokens.shape))
     given = {
         "global_batch": spec.global_batch, "seed": spec.seed, "budget": 1000,
-        "checkpoint_every": spec.checkpoint_every,
+        "checkpoint_every": spec.checkpoint_every, "outlines": outlines,
         "reference": partial(reference_examples, resolved, corpus, *made_of), **options,
     }  # fmt: skip
     return Loop(model, resolved.stages, plans, examples, **given)

@@ -4,26 +4,47 @@ Threads do: reading a file, decoding and resampling leave Python's lock. What is
 it, does not depend on them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from typing import NamedTuple, Self
 
 from trainer.views import Example
 
 THREADS = 4
 
 
+class Step(NamedTuple):
+    """The examples of one step."""
+
+    outlines: Sequence[Example]
+    """All of them, the same on every rank: what is computed where is decided by them."""
+    made: dict[int, Example]
+    """Those that are made here, by their place in the step."""
+
+
+class Share(NamedTuple):
+    """How several ranks make each its own part of a step."""
+
+    outline: Callable[[int], Example]
+    """A presentation's example without its recording."""
+    own: Callable[[Sequence[Example]], Sequence[int]]
+    """Of a step's outlines, the places of those that this rank makes."""
+
+
 class Ahead:
     """Hands out one step's examples after the other; a context, at whose end nothing more is made.
 
     make: example of a presentation. size: presentations of a step. depth: steps made ahead; 0: each when asked for.
+    share: without it all are made here, and are outlines themselves.
     """
 
-    def __init__(self, make: Callable[[int], Example], *, steps: int, size: int, depth: int):
-        self._make, self._steps, self._size, self._depth = make, steps, size, depth
+    def __init__(
+        self, make: Callable[[int], Example], *, steps: int, size: int, depth: int, share: Share | None = None
+    ):
+        self._make, self._steps, self._size, self._depth, self._share = make, steps, size, depth, share
         self._pool = ThreadPoolExecutor(THREADS, "examples") if depth else None
-        self._coming: dict[int, list[Future[Example]]] = {}
-        self._held: tuple[int, list[Example]] = (-1, [])
+        self._coming: dict[int, Future] = {}
+        self._held: tuple[int, Step] = (-1, Step([], {}))
 
     def __enter__(self) -> Self:
         return self
@@ -32,18 +53,32 @@ class Ahead:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def step(self, t: int) -> list[Example]:
-        """Examples of step t of the stage, also when it is asked for again. Raises what making one raised."""
+    def step(self, t: int) -> Step:
+        """Step t of the stage, also when it is asked for again. Raises what making one of its examples raised."""
         if self._held[0] != t:
-            if self._pool is None:
-                found = [self._make(i) for i in self._presented(t)]
-            else:
-                for k in range(t, min(t + self._depth + 1, self._steps)):
-                    if k not in self._coming:
-                        self._coming[k] = [self._pool.submit(self._make, i) for i in self._presented(k)]
-                found = [made.result() for made in self._coming.pop(t)]
-            self._held = t, found
+            for k in range(t, min(t + self._depth + 1, self._steps)):
+                if k not in self._coming:
+                    self._coming[k] = self._later(self._begin, k)
+            outlines, coming = self._coming.pop(t).result()
+            made = {n: example.result() for n, example in coming.items()}
+            self._held = t, Step(outlines or list(made.values()), made)
         return self._held[1]
 
-    def _presented(self, t: int) -> range:
-        return range(t * self._size, (t + 1) * self._size)
+    def _begin(self, k: int) -> tuple[list[Example], dict[int, Future]]:
+        """Outlines of step k where ranks share it, and its examples to come."""
+        first = k * self._size
+        outlines, own = [], range(self._size)
+        if self._share is not None:
+            outlines = [self._share.outline(first + n) for n in own]
+            own = self._share.own(outlines)
+        return outlines, {n: self._later(self._make, first + n) for n in own}
+
+    def _later(self, work: Callable, *arguments) -> Future:
+        if self._pool is not None:
+            return self._pool.submit(work, *arguments)
+        done: Future = Future()
+        try:
+            done.set_result(work(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer.ahead import Ahead
-from trainer.batch import assign, groups
+from trainer.ahead import Ahead, Share
 from trainer.checkpoint import Checkpoint
 from trainer.fields import problem
 from trainer.memory import out_of_memory
@@ -66,7 +65,8 @@ class Trial:
 
 class Loop:
     """All that a run of the stages needs; `run` executes them. `examples` makes the example of (stage, source, row,
-    view, number of the presentation in the stage)."""
+    view, number of the presentation in the stage); `outlines` the same without its recording, by which several ranks
+    know who makes which: without them every rank makes all."""
 
     def __init__(
         self,
@@ -86,12 +86,13 @@ class Loop:
         ranks: Ranks | None = None,
         judge: Callable[[int], Sequence[Event]] = lambda step: (),
         reference: Callable[[Stage], list[Example]] = lambda stage: [],
+        outlines: Callable[[Stage, str, int, int, int], Example] | None = None,
     ):
         self.model, self.stages, self.plans, self.examples = model, stages, plans, examples
         self.global_batch, self.seed, self.budget = global_batch, seed, budget
         self.checkpoint_every, self.store, self.attempt = checkpoint_every, store, attempt
         self.sink, self.control, self.ranks, self.judge = sink, control, ranks or Ranks(), judge
-        self.reference = reference
+        self.reference, self.outlines = reference, outlines
         self.parameters = list(model.trained.values())
         parts: dict[str, list] = {}
         for name, parameter in model.trained.items():
@@ -148,10 +149,24 @@ class Loop:
     def ahead(self, stage: Stage, plan: StagePlan) -> Ahead:
         """The examples of the stage's steps."""
 
-        def make(i: int) -> Example:
-            return self.examples(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]), i)
+        def presented(i: int) -> tuple[Stage, str, int, int, int]:
+            return stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]), i
 
-        return Ahead(make, steps=stage.steps, size=self.global_batch, depth=self.model.execution.prefetch)
+        def own(outlines: Sequence[Example]) -> list[int]:
+            return sorted(i for indices in self._cut(stage, outlines) for i in indices)
+
+        share, outlines = None, self.outlines
+        if outlines is not None and self.ranks.world_size > 1:
+            share = Share(lambda i: outlines(*presented(i)), own)
+        return Ahead(
+            lambda i: self.examples(*presented(i)), steps=stage.steps, size=self.global_batch,
+            depth=self.model.execution.prefetch, share=share,
+        )  # fmt: skip
+
+    def _cut(self, stage: Stage, examples: Sequence[Example]) -> list[list[int]]:
+        """This rank's micro-batches of a step. Which examples it has in them does not depend on the budget."""
+        how = {"even": self.model.sharded, "unit": stage.objective.unit}
+        return self.model.micro_batches(examples, self.budget, self.ranks.world_size, **how)[self.ranks.rank]
 
     def _steps(self, stage: Stage, plan: StagePlan, first: int, requested, ahead: Ahead) -> Outcome | None:
         while self.step < first + stage.steps:
@@ -247,18 +262,16 @@ class Loop:
         began = time.perf_counter()
         with self.ranks.together() if self.model.sharded else contextlib.nullcontext():
             # A rank that fails here would leave the others waiting for its part of a split base.
-            chosen = ahead.step(t)
+            outlines, made = ahead.step(t)
         trial.data_seconds = time.perf_counter() - began
-        shared = groups(chosen, audio_id=self.model.tokens.audio_id, share=self.model.shares)
-        lengths, size = [len(e) for e in chosen], Size(len(chosen), sum(len(e.answer) for e in chosen))
-        how = {"even": self.model.sharded, "unit": objective.unit}
-        for indices in assign(lengths, shared, self.budget, self.ranks.world_size, **how)[self.ranks.rank]:
+        size = Size(len(outlines), sum(len(e.answer) for e in outlines))
+        for indices in self._cut(stage, outlines):
             single = len(indices) <= objective.unit
             try:
                 if not indices:  # the others need this rank's part of the base
-                    self._backward(stage, chosen[: objective.unit], 0, size, weight=0.0)
+                    self._backward(stage, list(outlines[: objective.unit]), 0, size, weight=0.0)
                     continue
-                batch, loss = self._backward(stage, [chosen[i] for i in indices], indices[0], size)
+                batch, loss = self._backward(stage, [made[i] for i in indices], indices[0], size)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -331,6 +344,7 @@ class Loop:
     def _save(self) -> None:
         if self.store is None or self.step == self._saved_at:
             return
+        self.model.cache.flush()  # what steps up to here saw is what a later attempt finds
         with self.ranks.together():
             if self.ranks.rank == 0:
                 found = Checkpoint(

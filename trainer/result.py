@@ -177,6 +177,8 @@ class Result(Record):
     """The same by stage, where there are several."""
     training_seconds: float = 0.0
     """Sum over steps of all attempts that count."""
+    data_wait_share: float | None = None
+    """Of those, the share in which a step waited for its recordings to be read and decoded."""
     wall_seconds: float = 0.0
     """Of this attempt, loading and evaluation included."""
     lineage: Lineage | None = None
@@ -275,6 +277,13 @@ def final_loss(events: Iterable[dict[str, Any]]) -> float | None:
     tail = steps[-max(1, len(steps) // 10) :] if steps else []
     tokens = sum(e["tokens"] for e in tail)
     return sum(e["loss"] * e["tokens"] for e in tail) / tokens if tokens else None
+
+
+def data_wait_share(events: Iterable[dict[str, Any]]) -> float | None:
+    """Seconds that steps waited for their examples, of all that they took."""
+    steps = list(events)
+    seconds = sum(e["seconds"] for e in steps)
+    return sum(e.get("data_wait", 0.0) for e in steps) / seconds if seconds else None
 
 
 # ------------------------------------------------------------------------------------- what could not even begin

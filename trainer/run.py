@@ -35,7 +35,7 @@ from trainer.result import Lineage, Result
 from trainer.sentence_encoder import sentence_encoder
 from trainer.store import ConflictError, Store
 from trainer.strategies import Baseline
-from trainer.views import Recordings, reference_examples, training_examples
+from trainer.views import Recordings, Silence, reference_examples, training_examples
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_tokens: auto` starts from; a step that does not fit is repeated with half."""
@@ -237,16 +237,16 @@ class _Job:
         if not plans:
             return
         budget = spec.micro_batch_tokens
-        made_of = (model.tokens, self.recordings)
-        examples = training_examples(self.resolved, self.corpus, self.contexts, *made_of)
+        told = (self.resolved, self.corpus, self.contexts, model.tokens)
         with self.ranks.together():
             loop = Loop(
-                model, self.resolved.stages, plans, examples,
+                model, self.resolved.stages, plans, training_examples(*told, self.recordings),
+                outlines=training_examples(*told, Silence(model.tokens.shape)),
                 global_batch=spec.global_batch, seed=spec.seed, checkpoint_every=spec.checkpoint_every,
                 budget=budget if isinstance(budget, int) else MICRO_BATCH_TOKENS[torch.device(self.device).type],
                 store=self.store, attempt=self.attempt, sink=self.tell, control=control, ranks=self.ranks,
                 judge=partial(self.scoring.judge, model, self.recordings, control),
-                reference=partial(reference_examples, self.resolved, self.corpus, *made_of),
+                reference=partial(reference_examples, self.resolved, self.corpus, model.tokens, self.recordings),
             )  # fmt: skip
             if self.found is not None:
                 loop.resume(self.found)
@@ -331,6 +331,7 @@ class _Job:
             gradients=result.gradients(events, clip),
             stage_gradients=result.stage_gradients(events, clip),
             training_seconds=sum(e["seconds"] for e in events),
+            data_wait_share=result.data_wait_share(events),
             checkpoint=self.chosen[1] if self.chosen else checkpoint.furthest(self.store),
             chosen_step=self.chosen and self.chosen[0],
             guards=self.guards,

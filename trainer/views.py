@@ -15,7 +15,7 @@ from trainer.labels import names
 from trainer.predictions import limited
 from trainer.spec import Task, builtin_tasks
 from trainer.stage import Labels, Plain, Stage, Transcribe, Twin, View
-from trainer.tokens import DataError, Tokens, asked, demonstration, reference, transcript
+from trainer.tokens import AudioShape, DataError, Tokens, asked, demonstration, reference, transcript
 
 TEXT, SPEECH = "text", "speech"
 VIEWS = (TEXT, SPEECH)
@@ -76,12 +76,29 @@ class Recordings:
         return wave
 
 
+class Silence:
+    """Stands for `Recordings` where only lengths count: silence, as long as a row's `duration_s` says, and nothing is
+    decoded. Within what every family hears: what does not fit is for the recording itself to tell."""
+
+    def __init__(self, shape: AudioShape):
+        self.rate, self.most = shape.sampling_rate, shape.window_samples
+
+    def wave(self, utterance) -> np.ndarray:
+        """(samples,) zeros; DataError, AudioError as of `Recordings`."""
+        if utterance.audio is None:
+            raise DataError(f"utterance {utterance.id}: no recording, so it has no speech view")
+        seconds = utterance.duration_s
+        if seconds is None:
+            seconds = audio.info(utterance.audio).duration_s - utterance.offset_s
+        return np.zeros(max(self.rate // 4, min(self.most, round(seconds * self.rate))), np.float32)
+
+
 def example(
     utterance,
     view: str,
     task,
     tokens: Tokens,
-    recordings: Recordings,
+    recordings: Recordings | Silence,
     *,
     supervised: bool = True,
     content: str | None = None,
@@ -137,7 +154,7 @@ def training_example(
     kind: View,
     tasks: Mapping,
     tokens: Tokens,
-    recordings: Recordings,
+    recordings: Recordings | Silence,
     shown: Shown | None = None,
     *,
     twin: Twin | None = None,
@@ -166,7 +183,7 @@ def training_example(
 
 
 def training_examples(
-    resolved, corpus, contexts: Mapping[str, Context], tokens: Tokens, recordings: Recordings
+    resolved, corpus, contexts: Mapping[str, Context], tokens: Tokens, recordings: Recordings | Silence
 ) -> Callable[[Stage, str, int, int, int], Example]:
     """Makes the example of (stage, source, row, view, number of the presentation in the stage) of a resolved job."""
     tasks = {task.name: task for task in resolved.spec.tasks}
