@@ -14,27 +14,26 @@ Prints a table and writes benchmarks/results/evaluation.json.
 """
 
 import argparse
-import json
-import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch  # noqa: E402
-from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration  # noqa: E402
+import torch
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
-from trainer import answers, lineage  # noqa: E402
-from trainer.evaluate import BATCH_TOKENS, _batches, answer  # noqa: E402
-from trainer.families import load  # noqa: E402
-from trainer.features import FeatureCache  # noqa: E402
-from trainer.manifest import load as load_manifest  # noqa: E402
-from trainer.spec import Decode, builtin_tasks, read_task  # noqa: E402
-from trainer.tokens import AUDIO, render  # noqa: E402
-from trainer.views import Recordings, example  # noqa: E402
+from benchmarks.measure import ROOT, in_turns, machine, spread, store, table
+from trainer import answers
+from trainer.evaluate import BATCH_TOKENS, answer, batches
+from trainer.families import load
+from trainer.features import FeatureCache
+from trainer.manifest import load as load_manifest
+from trainer.spec import Decode, builtin_tasks, read_task
+from trainer.tokens import AUDIO, render
+from trainer.views import Recordings, example
 
 BASE = ROOT / "models" / "tiny"
 HF_BATCH = 16
@@ -63,7 +62,7 @@ class Setting:
         self.processor = AutoProcessor.from_pretrained(BASE)
         self.processor.tokenizer.padding_side = "left"
         lengths = [len(e.prompt) + room for e in self._examples()]
-        self.batches = list(_batches(lengths, BATCH_TOKENS))
+        self.batches = list(batches(lengths, BATCH_TOKENS))
 
     def _examples(self):
         return [
@@ -82,10 +81,10 @@ class Setting:
         return self._hf(self.batches)
 
     @torch.inference_mode()
-    def _hf(self, batches: list[list[int]]) -> list[str]:
+    def _hf(self, cut: Sequence[Sequence[int]]) -> list[str]:
         texts = [""] * len(self.rows)
         stops = sorted(self.ours.tokens.stops)
-        for batch in batches:
+        for batch in cut:
             prompts = [
                 render(answers.instruction(self.task, self.rows[i].language), AUDIO, self.task.prompt_order)
                 for i in batch
@@ -107,58 +106,42 @@ class Setting:
 WAYS = {"attune": Setting.attune, "hf": Setting.hf, "hf, by length": Setting.hf_by_length}
 
 
-def measure(setting: Setting, rounds: int) -> dict:
+def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     """Utterances per second of every way, the ratios within rounds, and how many answers agree."""
-    names, speed = list(WAYS), {name: [] for name in WAYS}
-    said = {name: way(setting) for name, way in WAYS.items()}  # also the warm-up
-    for n in range(rounds):
-        for name in names[n % len(names) :] + names[: n % len(names)]:
-            began = time.process_time()
-            WAYS[name](setting)
-            speed[name].append(len(setting.rows) / (time.process_time() - began))
-    ratios = {name: [a / b for a, b in zip(speed["attune"], speed[name], strict=True)] for name in names[1:]}
-    same = {name: sum(a == b for a, b in zip(said["attune"], said[name], strict=True)) for name in names[1:]}
-    return {
-        "utterances": len(setting.rows),
-        "utterances_per_s": {name: spread(values) for name, values in speed.items()},
-        "attune_over": {name: spread(values) for name, values in ratios.items()},
-        "same_answers": same,
-    }
+    said: dict[str, list[str]] = {}
 
+    def saying(name: str):
+        return lambda: said.update({name: WAYS[name](setting)})
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {key: round(value, 3) for key, value in found.items()}
+    found = in_turns({name: saying(name) for name in WAYS}, rounds, clock=time.process_time)
+    count, others = len(setting.rows), [name for name in WAYS if name != "attune"]
+    figures = [
+        {
+            **{f"{name}, utterances/s": count / r[name] for name in WAYS},
+            **{f"{name} / attune": r[name] / r["attune"] for name in others},
+            "load": r["load"],
+        }
+        for r in found
+    ]
+    same = {name: sum(a == b for a, b in zip(said["attune"], said[name], strict=True)) for name in others}
+    return {"utterances": count, "same_answers": same, "results": spread(figures)}
 
 
 def main() -> None:
-    """Measure all settings; print and store medians with minimum and maximum."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--limit", type=int, default=96, help="utterances per setting")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = {}
+    found, rows = {}, [["", "", "median", "min", "max"]]
     for name, (task, ref, room) in settings().items():
-        results[name] = found = measure(Setting(task, ref, room, args.limit), args.rounds)
-        for other, ratio in found["attune_over"].items():
-            print(
-                f"{name:28} {ratio['median']:6.2f} x {other:14} ({ratio['min']:.2f} to {ratio['max']:.2f}), "
-                f"same answers {found['same_answers'][other]} of {found['utterances']}"
-            )
-    document = {
-        "what": "utterances per second (processor time) of evaluation, ours over Hugging Face generate, within rounds",
-        "rounds": args.rounds,
-        "hf_batch": HF_BATCH,
-        "threads": 1,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": lineage.processor(),
-        "versions": lineage.versions(),
-        "results": results,
-    }
-    out = ROOT / "benchmarks" / "results" / "evaluation.json"
-    out.write_text(json.dumps(document, indent=1) + "\n")
+        found[name] = measure(Setting(task, ref, room, args.limit), args.rounds)
+        rows += [[name, key, *values.values()] for key, values in found[name]["results"].items()]
+        print(f"{name}: same answers {found[name]['same_answers']} of {found[name]['utterances']}", flush=True)
+    about = {"rounds": args.rounds, "hf_batch": HF_BATCH, "threads": 1, "time": "processor"}
+    document = {**about, **machine("torch", "transformers", "tokenizers"), "settings": found}
+    print(table(rows), store("evaluation", document), sep="\n")
 
 
 if __name__ == "__main__":

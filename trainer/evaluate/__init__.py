@@ -158,7 +158,7 @@ def _in_batches(
     for e in examples:
         model.tokens.check_length(len(e.prompt), min(room, 1), name=e.name)
     found: dict[int, T] = {}
-    for indices in _batches([len(e.prompt) + room for e in examples], BATCH_TOKENS // beams):
+    for indices in batches([len(e.prompt) + room for e in examples], BATCH_TOKENS // beams):
         found.update(zip(indices, _fitting(work, [examples[i] for i in indices]), strict=True))
         between(len(indices))
     return [found[i] for i in range(len(examples))]
@@ -184,7 +184,7 @@ def _alike(utterances: Sequence, tasks: Mapping[str, Task]) -> dict[tuple[str, s
     return groups
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices in order of length, cut where another would exceed `budget` padded tokens."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
