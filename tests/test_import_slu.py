@@ -7,6 +7,7 @@ import pytest
 from sources import bring_kind, clip, json_lines, shard, slot, sound
 
 from attune.importing import SourceError
+from trainer.spec import builtin_tasks
 
 
 @pytest.fixture
@@ -233,6 +234,7 @@ class TestSlueVoxCeleb:
         assert report.left_out == {"sentiment Disagreement is no part of the task": 2}
         assert len(report.bad) == 3
         assert any("2 × sentiment Disagreement" in line for line in report.lines())
+        assert task == builtin_tasks()["slue_sentiment"]
         assert task.labels == ["Negative", "Neutral", "Positive"]
         assert task.metrics[0] == "macro_f1"
         row = next(iter(rows.values()))
@@ -278,6 +280,7 @@ class TestSlueHvb:
         shard(tmp_path / "in" / "hvb" / "validation-00000-of-00001.parquet", rows)
         report, rows, task = bring("slue-hvb")
         assert [row.label for row in rows.values()] == [["question_general"], ["statement_open", "self"]]
+        assert task == builtin_tasks()["slue_dialog_acts"]
         assert len(task.labels) == 18
         assert list(rows) == ["0002f_0_300", "0002f_100_400"]
         assert rows["0002f_0_300"].meta == {"issue_id": "0002f", "role": "agent", "intent": "replace card"}
@@ -303,6 +306,21 @@ class TestSlueVoxPopuli:
                "raw_text": "", "raw_ner": None, "normalized_ner": ner}  # fmt: skip
         shard(tmp_path / "in" / "voxpopuli" / "test-00000-of-00001.parquet", [row])
         self.check(*bring("slue-voxpopuli")[1:])
+
+    def test_the_types_alone(self, tmp_path, bring):
+        """What of a sentence is none of the seven counts as nothing, and a type that stands twice counts once."""
+        spans = [self.spans(), [*self.spans(), ["TIME", 0, 2]], [["FAC", 3, 7]], []]
+        rows = [
+            {"id": str(n), "audio": sound(tmp_path, n), "speaker_id": "None", "normalized_text": self.text,
+             "normalized_ner": dict(zip(("type", "start", "length"), map(list, zip(*s, strict=True)), strict=True))
+             if s else {"type": [], "start": [], "length": []}}
+            for n, s in enumerate(spans)
+        ]  # fmt: skip
+        shard(tmp_path / "in" / "voxpopuli" / "test-00000-of-00001.parquet", rows)
+        _, rows, task = bring("slue-voxpopuli", task="slue_entities")
+        assert [row.label for row in rows.values()] == [["law", "when"], ["law", "when"], ["none"], ["none"]]
+        assert task == builtin_tasks()["slue_entities"]
+        assert {row.task for row in rows.values()} == {"slue_entities"}
 
     def test_the_toolkit_s_folder(self, tmp_path, bring):
         clip(tmp_path / "in" / "fine-tune" / "2013_7.ogg", 1)

@@ -7,7 +7,8 @@ Two layouts are read:
   with `<split>_raw/<id>.flac`, `slue-voxpopuli_<split>.tsv` with `<split>/<id>.ogg`; splits fine-tune, dev, test.
 
 Labels are the toolkit's: three sentiments (rows marked `<mixed>` or `Disagreement` are no part of the task), 18 dialog
-acts, 18 entity types combined into 7 (`generic_utils.raw_to_combined_tag_map`), the rest discarded.
+acts, 18 entity types combined into 7 (`generic_utils.raw_to_combined_tag_map`), the rest discarded. The tasks are the
+built-in ones of `trainer/tasks/`.
 """
 
 import ast
@@ -20,14 +21,8 @@ from attune.importing.corpus import Corpus, known, need
 from attune.importing.options import ImportOptions
 from attune.importing.split import split_name
 from trainer import audio
-from trainer.spec import Task
+from trainer.spec import Task, builtin_tasks
 
-SENTIMENTS = ["Negative", "Neutral", "Positive"]
-DIALOG_ACTS = [
-    "acknowledge", "answer_agree", "answer_dis", "answer_general", "apology", "backchannel", "disfluency", "other",
-    "question_check", "question_general", "question_repeat", "self", "statement_close", "statement_general",
-    "statement_instruct", "statement_open", "statement_problem", "thanks",
-]  # fmt: skip
 ENTITIES = {
     "DATE": "WHEN", "TIME": "WHEN", "CARDINAL": "QUANT", "ORDINAL": "QUANT", "QUANTITY": "QUANT", "MONEY": "QUANT",
     "PERCENT": "QUANT", "GPE": "PLACE", "LOC": "PLACE", "NORP": "NORP", "ORG": "ORG", "LAW": "LAW", "PERSON": "PERSON",
@@ -35,15 +30,9 @@ ENTITIES = {
 DISCARDED = ("FAC", "EVENT", "WORK_OF_ART", "PRODUCT", "LANGUAGE")
 COMBINED = sorted(set(ENTITIES.values()))
 
-SENTIMENT = Task(
-    name="sentiment", answer="label", labels=SENTIMENTS, metrics=["macro_f1"],
-    instruction={"en": "Which sentiment does the speaker express? Answer with the label only."}, menu=True,
-)  # fmt: skip
-DIALOG_ACT = Task(
-    name="dialog_acts", answer="label_set", labels=DIALOG_ACTS, metrics=["macro_f1"],
-    instruction={"en": "Which dialog acts does the utterance perform? Answer with all, separated by commas."},
-    menu=True,
-)  # fmt: skip
+SENTIMENT, DIALOG_ACT, ENTITY_PRESENCE = (
+    builtin_tasks()[name] for name in ("slue_sentiment", "slue_dialog_acts", "slue_entities")
+)
 NAMED_ENTITIES = Task(
     name="named_entities", answer="json", slots=dict.fromkeys(COMBINED), metrics=["slue_ner_f1", "slue_ner_label_f1"],
     instruction={"en": "Which named entities does the utterance mention? Answer in JSON, by type."}, menu=True,
@@ -58,7 +47,7 @@ def read_voxceleb(corpus: Corpus, _options: ImportOptions) -> None:
         with corpus.row(path, line):
             if known(row.get("sentiment")) is None:
                 raise ValueError("no sentiment: a blind test set; take the one with labels (since January 2024)")
-            if row["sentiment"] not in SENTIMENTS:
+            if row["sentiment"] not in (SENTIMENT.labels or ()):
                 raise ValueError(f"sentiment {row['sentiment']} is no part of the task")
             start, end = float(row["start_second"]), float(row["end_second"])
             if end <= start:
@@ -87,9 +76,11 @@ def read_hvb(corpus: Corpus, _options: ImportOptions) -> None:
             )  # fmt: skip
 
 
-def read_voxpopuli(corpus: Corpus, _options: ImportOptions) -> None:
-    """Named entities of a sentence in parliament: (type, phrase), the phrases as they stand in the normalized text."""
-    corpus.task = NAMED_ENTITIES
+def read_voxpopuli(corpus: Corpus, options: ImportOptions) -> None:
+    """Named entities of a sentence in parliament: (type, phrase), the phrases as they stand in the normalized text;
+    with `--task slue_entities` the types alone."""
+    presence = options.task == ENTITY_PRESENCE.name
+    corpus.task = ENTITY_PRESENCE if presence else NAMED_ENTITIES
     for path, line, split, row in _rows(corpus, "slue-voxpopuli", "voxpopuli", "{split}/{id}.ogg"):
         with corpus.row(path, line):
             if row.get("normalized_ner") is None and "blind" in path.stem:
@@ -100,9 +91,10 @@ def read_voxpopuli(corpus: Corpus, _options: ImportOptions) -> None:
                 for kind, start, length in sorted(_spans(row["normalized_ner"]), key=lambda span: span[1])
                 if kind not in DISCARDED
             ]
+            kinds = sorted({slot["type"].lower() for slot in slots}) or ["none"]
             corpus.add(
-                path, line, audio=_heard(row), text=text, label={"intent": None, "slots": slots}, language="en",
-                id=row["id"], split=split, speaker=known(row.get("speaker_id")),
+                path, line, audio=_heard(row), text=text, language="en", id=row["id"], split=split,
+                label=kinds if presence else {"intent": None, "slots": slots}, speaker=known(row.get("speaker_id")),
             )  # fmt: skip
 
 
