@@ -349,7 +349,8 @@ class TestTable:
             reference, made = {
                 "json": (order("a", ("WHEN", "x")), JSON), "label": ("yes", LABEL), "text": ("a b", TEXT),
             }[answer]  # fmt: skip
-            width = len(metric.counts(reference, reference, made, *([0.5] if metric.of_confidence else [])))
+            more = [0.5] if metric.of_confidence else [{"a": "b", "yes": "no"}] if metric.of_names else []
+            width = len(metric.counts(reference, reference, made, *more))
             stacked = rng.integers(0, 5, (20, width)).astype(float)
             np.testing.assert_array_equal(metric.values(stacked), [metric.value(row) for row in stacked])
 
@@ -371,7 +372,9 @@ class TestTable:
         assert all(score(list(shuffled)) == score(rows) for shuffled in itertools.permutations(rows))
         assert score(rows) == {
             "accuracy": 0.5,
+            "accuracy_answered": pytest.approx(2 / 3),
             "macro_f1": pytest.approx((2 / 3 + 2 / 3 + 0) / 3),
+            "macro_f1_answered": pytest.approx((2 / 3 + 2 / 3) / 2),
             "invalid_rate": 0.25,
         }
 

@@ -53,6 +53,9 @@ class Metric:
     """Of an error rate: counted after the task's normaliser, or on the text as written."""
     of_confidence: bool = False
     """Whether it asks for the probability that the model gave to its answer."""
+    of_names: bool = False
+    """Whether it asks for the names that labels were shown under, the fourth argument: counted by `trainer.predictions`
+    where they were permuted."""
 
     def value(self, summed: Iterable[float]) -> float:
         """The metric of counts summed over utterances (and seeds); nan when nothing was counted."""
@@ -104,6 +107,21 @@ def _failure(name: str, counts: Callable[..., list[float]]) -> Metric:
     return Metric(name, counts, _ratio, _TEXT, _SHARE, higher_is_better=False)
 
 
+def _both_ways(
+    name: str, counts: Callable[..., list[float]], values: Callable[[np.ndarray], np.ndarray],
+    answers: frozenset[str], unit: str,
+) -> tuple[Metric, Metric]:  # fmt: skip
+    """A metric to which an invalid answer is wrong, and beside it the same of the valid answers alone."""
+
+    def answered(reference: Any, prediction: Any, task: "Task") -> list[float]:
+        found = counts(reference, prediction, task)
+        return [0.0] * len(found) if prediction is None else found
+
+    alone = f"{name}_answered"
+    strict = Metric(name, counts, values, answers, unit, beside=alone)
+    return strict, Metric(alone, answered, values, answers, f"{unit}, of valid answers", beside=name)
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -125,12 +143,18 @@ METRICS: dict[str, Metric] = {
         Metric("slue_ner_f1", named_entities.ner_counts, _f1, _JSON, _F1, beside="slue_ner_label_f1"),
         Metric("slue_ner_label_f1", named_entities.ner_label_counts, _f1, _JSON, _F1, beside="slue_ner_f1"),
         Metric("exact_match", slu.exact_match_counts, _ratio, _ANY, _SHARE),
-        Metric("accuracy", labels.accuracy_counts, _ratio, _LABEL, _SHARE),
-        Metric("unweighted_accuracy", labels.label_counts, labels.unweighted_accuracy, _LABEL, "mean recall of labels"),
-        Metric("macro_f1", labels.label_counts, labels.macro_f1, _LABEL | _SET, _F1),
-        Metric("macro_f1_all_labels", labels.label_counts, labels.macro_f1_all_labels, _LABEL | _SET, _F1),
-        Metric("micro_f1", labels.label_counts, labels.micro_f1, _LABEL | _SET, _F1),
-        Metric("weighted_f1", labels.label_counts, labels.weighted_f1, _LABEL | _SET, _F1),
+        *_both_ways("accuracy", labels.accuracy_counts, _ratio, _LABEL, _SHARE),
+        *_both_ways(
+            "unweighted_accuracy", labels.label_counts, labels.unweighted_accuracy, _LABEL, "mean recall of labels"
+        ),
+        *_both_ways("macro_f1", labels.label_counts, labels.macro_f1, _LABEL | _SET, _F1),
+        *_both_ways("macro_f1_all_labels", labels.label_counts, labels.macro_f1_all_labels, _LABEL | _SET, _F1),
+        *_both_ways("micro_f1", labels.label_counts, labels.micro_f1, _LABEL | _SET, _F1),
+        *_both_ways("weighted_f1", labels.label_counts, labels.weighted_f1, _LABEL | _SET, _F1),
+        Metric(
+            "definition_following", labels.following_counts, _ratio, _JSON | _LABEL | _SET,
+            "share of labels that follow a definition or a name", of_names=True,
+        ),
         Metric(
             "ece", calibration_counts, expected_calibration_error, _LABEL, "distance of probabilities",
             higher_is_better=False, of_confidence=True,
@@ -200,7 +224,7 @@ def count(reference: Any, prediction: Any, task: "Task", confidence: float | Non
                 f"task '{task.name}': metric '{metric.name}' is not defined for answer '{task.answer}'; "
                 f"those that are: {', '.join(m.name for m in METRICS.values() if task.answer in m.answers)}"
             )
-        if metric.name not in counts:
+        if metric.name not in counts and not metric.of_names:
             given = (reference, prediction, task, *((confidence,) if metric.of_confidence else ()))
             counts[metric.name] = metric.counts(*given)
     return counts

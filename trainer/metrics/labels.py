@@ -8,6 +8,7 @@ SLUE (slue-toolkit): sentiment's "macro" is `macro_f1`, dialog acts' "macro" is 
 call "micro" is `weighted_f1`.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
 def accuracy_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
     """[right, 1]; an invalid answer is wrong."""
     return [float(prediction is not None and reference == prediction), 1.0]
+
+
+def following_counts(reference: Any, prediction: Any, task: "Task", shown: Mapping[str, str]) -> list[float]:
+    """[labels answered by the name that their definition stands under, those and labels answered by their own name].
+
+    `shown`: the name that each label went by, none its own; `prediction`: what the answer means by the definitions. A
+    name that is right either way (of sets) tells nothing and is not counted, nor is an invalid answer.
+    """
+    expected, given = (_as_set(_intent(label)) for label in (reference, prediction))
+    said, by_definition = {shown[name] for name in given}, {shown[name] for name in expected}
+    followed, named = len(said & by_definition - expected), len(said & expected - by_definition)
+    return [float(followed), float(followed + named)]
+
+
+def _intent(label: Any) -> Any:
+    return label.get("intent") if isinstance(label, dict) else label
 
 
 def label_counts(reference: Any, prediction: Any, task: "Task") -> list[float]:
