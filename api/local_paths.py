@@ -23,6 +23,7 @@ def confined(job: JobSpec, settings: Settings) -> None:
     references = {f"data.{k}": getattr(job.data, k) for k in ("corpus", "text", "speech", "synthetic")}
     references |= {f"evaluate.{k}": getattr(job.evaluate, k) for k in ("on", "dev")}
     references |= {f"evaluate.guards[{n}]": ref for n, ref in enumerate(job.evaluate.guards)}
+    references |= {f"evaluate.demos.from[{n}]": ref for n, ref in enumerate(job.evaluate.demos.from_)}
     references |= {"base": None if "://" in job.base else job.base}
     problems = [
         Problem(field, ref, "names a place outside the service's data folders; use a relative reference without '..'")

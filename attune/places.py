@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-DATA = ("data.corpus", "data.text", "data.speech", "data.synthetic", "evaluate.on", "evaluate.dev", "evaluate.guards")
+DATA = (
+    "data.corpus", "data.text", "data.speech", "data.synthetic", "evaluate.on", "evaluate.dev", "evaluate.guards",
+    "evaluate.demos.from",
+)  # fmt: skip
 SHORT = {name.rpartition(".")[2] for name in DATA}
 """How the grid of a study may call them."""
 
@@ -28,9 +31,7 @@ def absolute(spec: Mapping[str, Any], roots: Sequence[Path]) -> tuple[dict[str, 
     if "base" in made:
         made["base"] = at("base", "base", made["base"])
     for name in DATA:
-        table, key = name.split(".")
-        if isinstance(made.get(table), Mapping) and key in made[table]:
-            made[table] = {**made[table], key: at(name, key, made[table][key])}
+        made = _with(made, name.split("."), name, at)
     if isinstance(made.get("grid"), Mapping):
         made["grid"] = _cells("grid", made["grid"], at)
     if isinstance(made.get("also"), list):
@@ -38,6 +39,14 @@ def absolute(spec: Mapping[str, Any], roots: Sequence[Path]) -> tuple[dict[str, 
             _cells(f"also[{n}]", cell, at) if isinstance(cell, Mapping) else cell for n, cell in enumerate(made["also"])
         ]
     return made, changed
+
+
+def _with(table: Mapping[str, Any], path: list[str], name: str, at) -> dict[str, Any]:
+    """The table with the reference called `name`, which lies at `path` in it, as `at` says it."""
+    head, *rest = path
+    if head not in table or (rest and not isinstance(table[head], Mapping)):
+        return dict(table)
+    return {**table, head: _with(table[head], rest, name, at) if rest else at(name, head, table[head])}
 
 
 def _cells(place: str, table: Mapping[str, Any], at) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from trainer.predictions import in_words
 from trainer.validate import Issue
 
 Json = Mapping[str, Any]
@@ -78,7 +79,7 @@ def job(found: Json) -> None:
         why = f" ({a['reason']}: {a['message']})" if a["reason"] else ""
         print(f"  attempt {a['no']}: {a['status']} at step {a['step']}{why}")
     for s in found["scores"]:
-        print(f"  {s['task']} {s['metric']} on {s['modality']}: {_interval(s)}, {s['n']} utterances")
+        print(f"  {s['task']} {s['metric']} on {in_words(s)}: {_interval(s)}, {s['n']} utterances")
     print("\nas it was sent")
     print(yaml.safe_dump(found["spec"], sort_keys=False, allow_unicode=True, width=110).rstrip())
 

@@ -224,6 +224,8 @@ def references(spec: Mapping[str, Any]) -> dict[str, str]:
     found = {f"data.{name}": data.get(name) for name in FIELDS}
     found |= {f"evaluate.{name}": evaluate.get(name) for name in ("on", "dev")}
     found |= {f"evaluate.guards[{n}]": ref for n, ref in enumerate(evaluate.get("guards") or [])}
+    shown = (evaluate.get("demos") or {}).get("from") or []
+    found |= {f"evaluate.demos.from[{n}]": ref for n, ref in enumerate(shown)}
     return {name: ref for name, ref in found.items() if isinstance(ref, str)}
 
 

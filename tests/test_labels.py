@@ -3,13 +3,12 @@
 import itertools
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from trainer import answers
-from trainer.labels import classes, drawn, names, pool, problems, symbols
-from trainer.spec import Task, builtin_tasks, read_yaml
+from trainer.labels import classes, drawn, moved, names, names_at_test, pool, problems, symbols
+from trainer.spec import Task, builtin_tasks
 from trainer.stage import Labels
 from trainer.utterance import Utterance
 
@@ -21,8 +20,7 @@ def mood(**changes) -> Task:
     return Task.model_validate({**plain, "definitions": MOODS, "menu": True, **changes})
 
 
-PRESETS = Path(__file__).parent.parent / "suites" / "presets"
-ACTS = Task.model_validate(read_yaml(PRESETS / "label-permutation-unseen.yaml")["tasks"][1])  # SLUE-HVB's eighteen
+ACTS = builtin_tasks()["slue_dialog_acts"]
 ORDER = Task.model_validate({
     "name": "order", "instruction": {"en": "What is wanted?"}, "answer": "json", "intents": ["buy", "sell"],
     "menu": True, "slots": {"size": ["small", "large"]},
@@ -175,3 +173,34 @@ def test_pool_size_is_a_number_or_a_word():
     for wrong in (0, 1001, "all"):
         with pytest.raises(ValueError, match="pool_size"):
             Labels(pool_size=wrong)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, 1), (3, 2), (4, 9), (5, 10), (18, 10)])
+def test_tested_permutations_leave_no_label_its_name(count, expected):
+    assert len(set(moved(count))) == expected
+    assert not any(a == b for p in moved(count) for a, b in enumerate(p))
+
+
+def test_an_utterance_is_tested_under_the_same_permutation_by_everybody():
+    drawn = [names_at_test(ACTS, "permuted", None, f"u{n}") for n in range(200)]
+    assert [d.shown for d in drawn] == [names_at_test(ACTS, "permuted", ["unused"], f"u{n}").shown for n in range(200)]
+    assert len({tuple(d.shown.items()) for d in drawn}) == 10
+    for found in drawn[:20]:
+        menu = answers.instruction(found.task, "en").splitlines()[2:]
+        assert menu == [f"- {found.shown[real]}: {ACTS.definitions[real]}" for real in ACTS.labels]
+        assert found.permuted
+        # Targets follow the order of the menu shown, and lead back to the real names in theirs.
+        said = answers.render(found.label(["thanks", "self"]), found.task)
+        assert said == f"{found.shown['self']}, {found.shown['thanks']}"
+        assert found.back(answers.parse(said, found.task)[0]) == ["self", "thanks"]
+    symbols = names_at_test(ACTS, "symbol", None, "u1")
+    assert (symbols.shown["acknowledge"], symbols.permuted) == ("alpha", False)
+    assert names_at_test(ACTS, "regular", None, "u1").task == ACTS
+
+
+@pytest.mark.parametrize("name", ["slue_sentiment", "slue_dialog_acts", "slue_entities"])
+def test_slue_tasks_can_go_by_other_names(name):
+    task = builtin_tasks()[name]
+    for mode in ("symbol", "random"):
+        assert problems(task, Labels(labels=mode)) == []
+    assert len(task.labels) == {"slue_sentiment": 3, "slue_dialog_acts": 18, "slue_entities": 8}[name]

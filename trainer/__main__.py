@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from trainer.bases import BaseError
 from trainer.fields import SpecError, problem
 from trainer.manifest import ManifestError
+from trainer.predictions import in_words
 from trainer.ranks import Ranks, spawn
 from trainer.resolve import read_and_resolve
 from trainer.result import Result, leave_refusal
@@ -112,7 +113,8 @@ def _say(result: Result, out: str) -> None:
         print(f"{result.name}: {result.reason} after {result.steps} of {result.planned_steps} steps: {result.message}")
         return
     for s in result.scores:
-        print(f"{s.modality:8} {s.task:16} {s.metric:16} {s.value:6.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]  n={s.n}")
+        put = in_words(s.model_dump())
+        print(f"{put:8} {s.task:16} {s.metric:16} {s.value:6.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]  n={s.n}")
     for g in result.guards:
         print(
             f"guard {g.data}: {g.task} {g.metric} {g.before:.3f} before, {g.after:.3f} after, "

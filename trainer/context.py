@@ -17,14 +17,14 @@ from trainer.demonstrations import Candidates, sample
 from trainer.plan import StagePlan, plan_stage, shown_before
 from trainer.resolve import Resolved
 from trainer.rng import philox
-from trainer.stage import Demonstrations, Diverse, Labels, Stage
+from trainer.stage import Demonstrations, Diverse, Labels, Lookup, Stage
 from trainer.store import Store
 from trainer.tokens import DataError
 from trainer.utterance import Utterance
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts as unit vectors."""
-Encoder = Callable[[Demonstrations], Embed]
+Encoder = Callable[[Lookup], Embed]
 """Loads the sentence encoder that demonstrations name (`trainer.sentence_encoder`; heavy, so it is handed in)."""
 Aligner = Callable[[Sequence[Utterance], str], np.ndarray]
 """Utterances, as `speech` or `text`, as vectors of the base's aligner (`trainer.aligner`; heavy alike)."""

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -54,6 +54,13 @@ class Corpus:
     """What checkpoints are scored on."""
     guards: tuple["Guarded", ...] = ()
     """What is scored before and after training."""
+    pools: tuple[SourceRows, ...] = ()
+    """What demonstrations come from where `evaluate.demos.from` says so: rows of the test's tasks."""
+
+    def shown(self) -> list[Utterance]:
+        """The rows that demonstrations of the test are drawn from."""
+        pools = self.pools or [s for name, s in self.sources.items() if name == self.demonstrators()]
+        return [row for pool in pools for row in pool.rows]
 
     def demonstrators(self) -> str | None:
         """The source that demonstrations are drawn from: the first that has transcripts with labels."""
@@ -106,7 +113,8 @@ class Reader:
     def __call__(self, spec: JobSpec) -> Corpus:
         given = [t if isinstance(t, str) else t.name for t in spec.tasks or []]
         evaluate = spec.evaluate
-        key = f"{spec.data!r} {evaluate.on} {evaluate.dev} {evaluate.select} {evaluate.guards} {given}"
+        also = f"{evaluate.guards} {evaluate.demos.from_ if evaluate.demos.most else []}"
+        key = f"{spec.data!r} {evaluate.on} {evaluate.dev} {evaluate.select} {also} {given}"
         if key not in self._read:
             self._read[key] = read_corpus(spec, self.roots)
         return self._read[key]
@@ -140,12 +148,13 @@ def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
     test = _test(spec, roots)
     dev = _dev(spec, roots)
     held = [found for found in (test, dev) if found]
-    tasks = _tasks(spec, [*sources.values(), *held])
+    pools = _pools(spec, roots, test, dev)
+    tasks = _tasks(spec, [*sources.values(), *held, *pools])
     trained = {f"data.{name}": source for name, source in sources.items()}
     _no_leak(trained, test, "test")
     _no_leak({**trained, "evaluate.on": test} if test else trained, dev, "dev")
     guards = tuple(_guarded(n, ref, roots, trained) for n, ref in enumerate(spec.evaluate.guards))
-    return Corpus(sources, test, tasks, dev, guards)
+    return Corpus(sources, test, tasks, dev, guards, pools)
 
 
 def subset(rows: list[Utterance], data: Data, field: str) -> list[Utterance]:
@@ -246,6 +255,25 @@ def _dev(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
                 return _read("evaluate.dev", f"{where.words}:dev", roots, None)
     message = f"chooses on a dev set, and {base or 'the job without speech data'} has none; give evaluate.dev"
     raise problem("evaluate.select", message, spec.evaluate.select)
+
+
+def _pools(
+    spec: JobSpec, roots: Sequence[Path | str], test: SourceRows | None, dev: SourceRows | None
+) -> tuple[SourceRows, ...]:
+    """The rows of `evaluate.demos.from` that name a task of the test, none of them tested."""
+    demos, found = spec.evaluate.demos, []
+    tested = {u.task for u in test.rows} if test else set()
+    for n, ref in enumerate(demos.from_ if demos.most else []):
+        field = f"evaluate.demos.from[{n}]"
+        whole = _read(field, ref, roots, "train")
+        pool = replace(whole, rows=[u for u in whole.rows if u.task in tested])
+        if not pool.rows:
+            has = ", ".join(sorted({u.task for u in whole.rows}))
+            raise problem(field, f"has rows of {has}, none of the test's {', '.join(sorted(tested))}", ref)
+        _no_leak({field: pool}, test, "test")
+        _no_leak({field: pool}, dev, "dev")
+        found.append(pool)
+    return tuple(found)
 
 
 def _guarded(n: int, ref: str, roots: Sequence[Path | str], trained: dict[str, SourceRows]) -> Guarded:

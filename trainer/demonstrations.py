@@ -1,8 +1,9 @@
-"""Demonstrations: which labelled sentences stand before a query (light, pure; arXiv 2505.07731, section 3).
+"""Demonstrations: which labelled sentences stand before a query, in training and in a test (light, pure; arXiv
+2505.07731, section 3).
 
 Candidates are rows with a transcript; of rows of one task and language that say the same sentence (punctuation and case
-apart) the first counts. A query is never shown its own sentence. Departures: the default is TF-IDF, which needs no
-model, and a "perfect match" is the same sentence, not a similarity of 1.
+apart) the first counts. A query is never shown its own sentence, nor its own recording. Departures: the default is
+TF-IDF, which needs no model, and a "perfect match" is the same sentence, not a similarity of 1.
 """
 
 from collections import defaultdict
@@ -37,7 +38,11 @@ class Candidates:
         self._sentences: dict[Group, list[str]] = {}
         self._places: dict[Group, list[int]] = {}
         self._at: dict[Group, dict[str, int]] = {}
+        self._heard: dict[Group, dict[tuple, int]] = {}
         self._tfidf: dict[Group, TfIdf] = {}
+        self._embedded: dict[Group, np.ndarray] = {}
+        self._ordered: dict[Group, list[int]] = {}
+        self._seed = seed
         for key, places in found.items():
             kept = list(places)
             if len(kept) > MOST_CANDIDATES:
@@ -45,6 +50,23 @@ class Candidates:
                 kept = [kept[k] for k in sorted(order[:MOST_CANDIDATES].tolist())]
             self._sentences[key], self._places[key] = kept, [places[sentence] for sentence in kept]
             self._at[key] = {sentence: n for n, sentence in enumerate(kept)}
+            spoken = ((n, rows[k]) for n, k in enumerate(self._places[key]))
+            self._heard[key] = {(row.audio, row.offset_s): n for n, row in spoken if row.audio}
+
+    def count(self, query: Utterance) -> int:
+        """How many may be shown before a query."""
+        return len(self._places.get(group(query), [])) - (self._own(query) is not None)
+
+    def first(self, query: Utterance, count: int) -> list[int]:
+        """The first `count` places of one seeded order of all rows that may be shown before a query: nearly the same
+        for all of its task and language."""
+        key, own = group(query), self._own(query)
+        if key not in self._ordered:
+            places = set(self._places.get(key, []))
+            order = permutation(self._seed, "evaluate.demos", len(self.rows)).tolist()
+            self._ordered[key] = [n for n in order if n in places]
+        without = None if own is None else self._places[key][own]
+        return [n for n in self._ordered[key][: count + 1] if n != without][:count]
 
     def random(self, query: Utterance, words: Sequence[int], count: int) -> list[int]:
         """`count` places drawn without repetition by as many random words; fewer where there are fewer others."""
@@ -52,15 +74,21 @@ class Candidates:
         return [places[n] for n in sample(len(places), words[:count], [] if own is None else [own])]
 
     def nearest(
-        self, queries: Iterable[Utterance], count: int, embed: Callable[[Sequence[str]], np.ndarray] | None = None
+        self,
+        queries: Iterable[Utterance],
+        count: int,
+        embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+        *,
+        texts: Sequence[str] | None = None,
     ) -> list[list[int]]:
         """Up to `count` places for every query, the nearest first; of equally near ones the earlier row first. `embed`:
-        texts as unit vectors, instead of TF-IDF. ValueError for a query without a transcript."""
+        texts as unit vectors (always the same function), instead of TF-IDF. `texts`: what the queries are looked up by;
+        default: their transcripts, and ValueError for a query without one."""
         queries = list(queries)
         out: list[list[int]] = [[] for _ in queries]
         asked: dict[Group, list[int]] = defaultdict(list)
         for n, query in enumerate(queries):
-            if not query.text:
+            if texts is None and not query.text:
                 raise ValueError(
                     f"utterance {query.id}: no transcript to look demonstrations up by; use retriever: random"
                 )
@@ -69,21 +97,24 @@ class Candidates:
             if not (sentences := self._sentences.get(key)):
                 continue
             own = [self._own(queries[n]) for n in members]
-            texts = [queries[n].text or "" for n in members]
+            said = [(queries[n].text or "") if texts is None else texts[n] for n in members]
             if embed is None:
                 if key not in self._tfidf:
                     self._tfidf[key] = TfIdf(sentences)
-                near = self._tfidf[key].nearest([basic(text) for text in texts], own, count)
+                near = self._tfidf[key].nearest([basic(text) for text in said], own, count)
             else:
-                shown = [self.rows[k].text or "" for k in self._places[key]]
-                near = embedded_nearest(embed(shown), embed(texts), own, count)
+                if key not in self._embedded:
+                    self._embedded[key] = embed([self.rows[k].text or "" for k in self._places[key]])
+                near = embedded_nearest(self._embedded[key], embed(said), own, count)
             for n, found in zip(members, near, strict=True):
                 out[n] = [self._places[key][k] for k in found]
         return out
 
     def _own(self, query: Utterance) -> int | None:
-        """The candidate that says the query's own sentence."""
-        return self._at.get(group(query), {}).get(basic(query.text or ""))
+        """The candidate that says the query's own sentence, or is its recording where that has no transcript."""
+        if query.text:
+            return self._at.get(group(query), {}).get(basic(query.text))
+        return self._heard.get(group(query), {}).get((query.audio, query.offset_s)) if query.audio else None
 
 
 def group(row: Utterance) -> Group:

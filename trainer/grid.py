@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.fields import problem
-from trainer.spec import Data, Evaluate, JobSpec, Resources, Tuning
+from trainer.spec import Data, Demos, Evaluate, JobSpec, Resources, Tuning
 from trainer.stage import Optimizer
 from trainer.strategies import STRATEGIES
 
@@ -73,11 +73,13 @@ def _paths(template: Mapping[str, Any]) -> set[str]:
         "tuning": Tuning,
         "optimizer": Optimizer,
         "evaluate": Evaluate,
+        "evaluate.demos": Demos,
         "resources": Resources,
     }
     paths = set(JobSpec.model_fields) - {"name", "spec_version"} - set(nested) | {"recipe"}
     for prefix, model in nested.items():
-        paths |= {f"{prefix}.{n}" for n in model.model_fields if (prefix, n) != ("recipe", "name")}
+        fields = model.model_fields.items()
+        paths |= {f"{prefix}.{f.alias or n}" for n, f in fields if (prefix, n) != ("recipe", "name")}
     return paths
 
 

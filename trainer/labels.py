@@ -16,8 +16,10 @@ from trainer.bases import pin_base
 from trainer.corpus import Corpus
 from trainer.fields import Problem, SpecError
 from trainer.rng import permutation, word
-from trainer.spec import Task
+from trainer.spec import JobSpec, Task, listed
+from trainer.spec.evaluate import ShownLabels
 from trainer.stage import Labels, Naming, Stage
+from trainer.strategies import Baseline
 from trainer.utterance import Label, Utterance
 
 GREEK = [
@@ -39,6 +41,11 @@ class Names:
     shown: dict[str, str]
     """Shown name of each real one."""
 
+    @property
+    def permuted(self) -> bool:
+        """Whether labels go by each other's names."""
+        return bool(self.shown) and set(self.shown) == set(self.shown.values())
+
     def label(self, label: Label) -> Label:
         """A label under the shown names."""
         return _mapped(label, self.shown)
@@ -59,12 +66,31 @@ def names(task: Task, naming: Naming, seed: int, draw: int) -> Names:
     real = classes(task)
     given = real if naming.labels == "random" and naming.names == "real" else symbols(naming, len(real))
     order = range(len(real)) if naming.labels == "symbol" else drawn(naming, len(real), seed, task.name, draw)
-    shown = {name: given[k] for name, k in zip(real, order, strict=True)}
+    return _shown(task, {name: given[k] for name, k in zip(real, order, strict=True)})
+
+
+def names_at_test(task: Task, labels: ShownLabels, given: list[str] | None, utterance: str) -> Names:
+    """The names under which an utterance is tested (`evaluate.labels`); pure. `given`: symbols; `utterance`: its id,
+    which alone draws its permutation, so that every job and condition puts it alike. `problems` has said what does not
+    fit."""
+    if labels != "permuted":
+        return names(task, Naming(labels=labels, symbols=given), 0, 0)
+    real = classes(task)
+    among = moved(len(real))
+    order = among[word(0, f"evaluate.labels/{task.name}/{utterance}", 0) % len(among)]
+    return _shown(task, {name: real[k] for name, k in zip(real, order, strict=True)})
+
+
+def moved(count: int) -> list[tuple[int, ...]]:
+    """At most ten permutations that leave no label its name: what follows a definition then never is the name."""
+    return [p for p in pool(count, OTHERWISE, False, 0) if not any(a == b for a, b in enumerate(p))]
+
+
+def _shown(task: Task, shown: dict[str, str]) -> Names:
     definitions = {name: text for name, text in task.definitions.items() if name not in shown}
-    definitions |= {shown[name]: task.definitions[name] for name in real if name in task.definitions}
+    definitions |= {shown[name]: text for name, text in task.definitions.items() if name in shown}
     field = "intents" if task.answer == "json" else "labels"
-    changed = {field: [shown[name] for name in real], "definitions": definitions}
-    return Names(task.model_copy(update=changed), shown)
+    return Names(task.model_copy(update={field: list(shown.values()), "definitions": definitions}), shown)
 
 
 def classes(task: Task) -> list[str]:
@@ -134,6 +160,28 @@ def refuse_names(stages: Sequence[Stage], corpus: Corpus, *, custom: bool) -> No
         raise SpecError(found)
 
 
+def refuse_conditions(spec: JobSpec, corpus: Corpus) -> None:
+    """SpecError for conditions of the test (`evaluate.labels`, `evaluate.demos`) that its rows do not allow."""
+    evaluate, found = spec.evaluate, []
+    assert corpus.test is not None, "resolve() refuses a job without a test set"
+    asked = {one.query_text for one in evaluate.conditions().values()}
+    looked = {"gold": ("transcript", "text"), "asr": ("recording", "audio")}
+    for by, (what, field) in looked.items():
+        lacking = next((u.id for u in corpus.test.rows if not getattr(u, field)), None) if by in asked else None
+        if lacking is not None:
+            message = f"needs a {what} of every test utterance, and {lacking} has none; use retriever: random"
+            found.append(Problem("evaluate.demos.query_text", by, message))
+    if "asr" in asked and spec.tuning.method != "lora" and not isinstance(spec.recipe, Baseline):
+        message = f"the base itself must be left to transcribe, which method: {spec.tuning.method} does not; use lora"
+        found.append(Problem("evaluate.demos.query_text", "asr", message))
+    for labels in listed(evaluate.labels):
+        naming = Naming(labels="random" if labels == "permuted" else labels, symbols=evaluate.symbols)
+        for name in dict.fromkeys(u.task for u in corpus.test.rows):
+            found += problems(corpus.tasks[name], naming, "evaluate", labels)
+    if found:
+        raise SpecError(found)
+
+
 def pin_encoder(stage: Stage) -> Stage:
     """The stage with the sentence encoder of its demonstrations pinned, where there is one."""
     if not isinstance(stage.view, Labels) or not (ask := stage.view.demonstrations).encoder:
@@ -142,11 +190,12 @@ def pin_encoder(stage: Stage) -> Stage:
     return stage.model_copy(update={"view": stage.view.model_copy(update={"demonstrations": pinned})})
 
 
-def problems(task: Task, naming: Naming, recipe: str = "recipe") -> list[Problem]:
-    """What keeps a task's labels from going by other names; `recipe`: where the naming stands in the spec."""
+def problems(task: Task, naming: Naming, recipe: str = "recipe", said: str | None = None) -> list[Problem]:
+    """What keeps a task's labels from going by other names; `recipe`: where the naming stands in the spec, and `said`
+    what is said there, where that has another name."""
     if naming.labels == "regular":
         return []
-    at, mode, real = f"tasks.{task.name}", f"labels: {naming.labels}", classes(task)
+    at, mode, real = f"tasks.{task.name}", f"labels: {said or naming.labels}", classes(task)
     if not real:
         form = "json without a closed set of intents" if task.answer == "json" else task.answer
         message = f"{mode} replaces the names of labels or of a closed set of intents, and {form} has none; "

@@ -1,10 +1,11 @@
 """Prediction rows: what was answered to each test utterance, with counts that add up to every metric (light)."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trainer import answers
+from trainer.labels import Names
 from trainer.metrics import count, named
 from trainer.rng import permutation
 from trainer.spec import Task
@@ -12,18 +13,27 @@ from trainer.store import Store
 from trainer.tokens import reference
 
 Row = dict[str, Any]
+FOLLOWING = "definition_following"
 SPEECH, TEXT, CASCADE = "speech", "text", "cascade"
 """Ways in which a test utterance is put: its recording, its transcript, the base's own transcript of it."""
 
 
 def prediction(
-    utterance, task: Task, modality: str, text: str, heard: str | None = None, confidence: float | None = None
+    utterance,
+    task: Task,
+    modality: str,
+    text: str,
+    heard: str | None = None,
+    confidence: float | None = None,
+    names: Names | None = None,
 ) -> Row:
     """One row of predictions.jsonl (decisions, section 8). `heard`: the transcript that a cascade answered.
-    `confidence`: probability of the answer among all labels, where labels are scored by likelihood. `duration_s` is the
-    manifest's, `normaliser` (text answers) what error rates were counted after."""
+    `confidence`: probability of the answer among all labels, where labels are scored by likelihood. `names`: under
+    which labels were shown; `parsed` has their real ones. `duration_s` is the manifest's, `normaliser` (text answers)
+    what error rates were counted after."""
     label = reference(utterance, task)
-    parsed, valid = answers.parse(text, task)
+    parsed, valid = answers.parse(text, names.task if names else task)
+    parsed = names.back(parsed) if names else parsed
     row = {
         "utterance": utterance.id,
         "task": task.name,
@@ -39,8 +49,23 @@ def prediction(
     }
     if task.answer == "text":
         row["normaliser"] = task.normaliser
+    if names and names.permuted:
+        row["counts"][FOLLOWING] = named(FOLLOWING).counts(label, parsed, task, names.shown)
     told = {"heard": heard, "confidence": confidence}
     return row | {key: value for key, value in told.items() if value is not None}
+
+
+def put(row: Mapping[str, Any]) -> tuple[str, int | None, str, str | None]:
+    """How an utterance, or those of a score, was put: modality, demonstrations, names of its labels, and what the
+    demonstrations were looked up by; none of the last three where they are plain."""
+    return row.get("modality", ""), row.get("shots"), row.get("labels") or "regular", row.get("query_text")
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """`put` in words: 'speech', or 'speech, 3-shot by asr, labels permuted'."""
+    modality, shots, labels, by = put(row)
+    shown = [] if shots is None else [f"{shots}-shot{f' by {by}' if by else ''}"]
+    return ", ".join([modality, *shown, *([] if labels == "regular" else [f"labels {labels}"])])
 
 
 def limited(utterances: Sequence, limit: int | None, seed: int = 0) -> list:
@@ -81,6 +106,7 @@ def read_lines(file: bytes) -> list[Row]:
 
 
 def read_predictions(store: Store, attempt: str) -> dict[str, list[Row]]:
-    """All rows that an attempt (its place in the store, without a slash at its end) left, by modality."""
+    """All rows that an attempt (its place in the store, without a slash at its end) left, by modality; of further
+    conditions by modality and what tells them from the main one, parted by dots (`speech.3-shot`)."""
     keys = store.list(f"{attempt}/predictions/")
     return {key.rsplit("/", 1)[-1].removesuffix(".jsonl"): read_lines(store.get(key)) for key in keys}

@@ -10,7 +10,7 @@ import rfc8785
 from trainer.bases import pin_base
 from trainer.corpus import MODALITY, Corpus, Guarded, SourceRows, read_corpus
 from trainer.fields import Problem, Spec, SpecError, nearest, problem
-from trainer.labels import pin_encoder, refuse_names
+from trainer.labels import pin_encoder, refuse_conditions, refuse_names
 from trainer.metrics import METRICS, default_metrics
 from trainer.refusals import (
     refuse_decoding,
@@ -20,7 +20,7 @@ from trainer.refusals import (
     refuse_unbuilt,
     refuse_unfit,
 )  # fmt: skip
-from trainer.spec import JobSpec, Task
+from trainer.spec import Demos, JobSpec, Task
 from trainer.stage import Stage
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, TaskRows, Untuned
 from trainer.tokens import DataError, check_window, family_of
@@ -29,7 +29,13 @@ ADDED: dict[str, Any] = {
     "spec.tuning.dora": False,
     "spec.evaluate.decode.method": "generate",
     "spec.evaluate.decode.constrain": False,
+    "spec.evaluate.demos.query_text": "gold",
+    "spec.evaluate.demos.pooling": "cls",
+    "spec.evaluate.demos.revision": None,
     "spec.evaluate.demos": {"k": 0, "retriever": "random", "seed": 0},
+    "spec.evaluate.labels": "regular",
+    "spec.evaluate.symbols": None,
+    "pools": [],
     "spec.evaluate.dev_limit": 256,
     "spec.evaluate.select": "last",
     "demos": None,
@@ -87,7 +93,9 @@ class Resolved(Spec):
     hearing: SourcePin | None = None
     """The recordings that `encoder: auto` is settled on; None where the encoder is said outright."""
     demos: SourcePin | None = None
-    """The rows that demonstrations are drawn from."""
+    """The source that demonstrations are drawn from."""
+    pools: list[SourcePin] = []
+    """What they are drawn from instead, where `evaluate.demos.from` says so."""
     dev: SourcePin | None = None
     """The rows that checkpoints are scored on."""
     guards: list[Guard] = []
@@ -104,6 +112,7 @@ class Resolved(Spec):
         data and to a local base, for the pins say what they hold.
         """
         doc: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        del doc["spec"]["evaluate"]["demos"]["from"]
         for key in ("name", "tags", "resources", "execution"):
             del doc["spec"][key]
         for path, default in ADDED.items():
@@ -119,6 +128,7 @@ class Resolved(Spec):
         if (self.base_revision or "").startswith("files:"):
             doc["spec"]["base"] = None
         further = [doc["hearing"], doc.get("demos"), doc.get("dev"), *(guard["pin"] for guard in doc.get("guards", []))]
+        further += doc.get("pools", [])
         for pin in (*doc["sources"].values(), doc["test"], *further):
             if pin:
                 del pin["ref"], pin["available"]
@@ -178,6 +188,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values()]
     heard = next((n for n in HEARD if n in corpus.sources), None)
     refuse_decoding(spec, [t for t in tasks if t.name in tested])
+    refuse_conditions(spec, corpus)
     tuning = spec.tuning
     if tuning.encoder == "auto" and not any(stage.trainable.encoder for stage in stages):
         tuning = tuning.model_copy(update={"encoder": "frozen"})  # no stage hears, so nothing would train it
@@ -188,10 +199,13 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     dev = corpus.dev if spec.evaluate.dev or spec.evaluate.select == "best" else None
     if dev and (other := sorted({u.task for u in dev.rows} - tested)):
         raise problem("evaluate.dev", f"has rows of task {other[0]}, which the test has not", dev.ref)
-    shown_by = corpus.demonstrators() if spec.evaluate.demos.k else None
-    if spec.evaluate.demos.k and shown_by is None:
-        raise problem("evaluate.demos.k", "no source has transcripts with labels to show", spec.evaluate.demos.k)
-    named = {"metric": metric, "on": corpus.test.ref, "dev": dev and dev.ref}
+    demos = spec.evaluate.demos
+    shown_by = corpus.demonstrators() if demos.most and not demos.from_ else None
+    if demos.most and not demos.from_ and shown_by is None:
+        raise problem("evaluate.demos.k", "no source has transcripts with labels to show", demos.k)
+    if demos.encoder and demos.most:
+        demos = demos.model_copy(update={"revision": pin_base(demos.retriever, demos.revision)})
+    named = {"metric": metric, "on": corpus.test.ref, "dev": dev and dev.ref, "demos": demos}
     evaluate = spec.evaluate.model_copy(update=named)
     settled = {"tasks": tasks, "tuning": tuning, "recipe": recipe, "evaluate": evaluate}
     return Resolved(
@@ -201,6 +215,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         test=_pin(corpus.test, "test"),
         hearing=_pin(corpus.sources[heard], heard) if tuning.encoder == "auto" and heard else None,
         demos=_pin(corpus.sources[shown_by], shown_by) if shown_by else None,
+        pools=[_pin(pool, "text") for pool in corpus.pools] if demos.most else [],
         dev=_pin(dev, "test") if dev else None,
         guards=[_guard(found) for found in corpus.guards if spec.evaluate.guards],
         base_revision=pin_base(spec.base, spec.revision),
@@ -224,7 +239,8 @@ def _one_answer(spec: JobSpec, corpus: Corpus) -> JobSpec:
         if free := sorted({u.task for u in corpus.test.rows if corpus.tasks[u.task].answer == "text"}):
             message = f"a linear probe cannot answer text, which task {', '.join(free)} asks for"
             raise problem("recipe", message, "linear_probe")
-    return spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update={"text_twin": False})})
+    alike = {"text_twin": False, "demos": Demos(), "labels": "regular", "symbols": None}  # it reads no prompt
+    return spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update=alike)})
 
 
 def read_and_resolve(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> tuple[Resolved, Corpus]:
@@ -241,6 +257,8 @@ def check_pins(resolved: Resolved, corpus: Corpus) -> None:
     pinned.append(("evaluate.on", resolved.test, corpus.test))
     if resolved.demos is not None:
         pinned.append(("evaluate.demos", resolved.demos, corpus.sources[corpus.demonstrators() or ""]))
+    for n, (pin, pool) in enumerate(zip(resolved.pools, corpus.pools, strict=True) if resolved.pools else ()):
+        pinned.append((f"evaluate.demos.from[{n}]", pin, pool))
     if resolved.dev is not None:
         if corpus.dev is None:
             raise DataError(f"evaluate.dev: {resolved.dev.ref} was not read")
@@ -279,6 +297,9 @@ def _scored(task: Task, spec: JobSpec) -> Task:
             problems.append(Problem(field, name, message))
         elif METRICS[name].of_confidence and not _tells_confidence(spec):
             message = "asks how sure the model is: use evaluate.decode.method: likelihood, or leave it out"
+            problems.append(Problem(field, name, message))
+        elif METRICS[name].of_names and spec.evaluate.labels != "permuted":
+            message = "tells definitions from names, which only evaluate.labels: permuted does; leave it out"
             problems.append(Problem(field, name, message))
     if problems:
         raise SpecError(problems)

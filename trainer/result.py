@@ -16,7 +16,7 @@ from trainer.fields import SpecError, UnfitDataError
 from trainer.manifest import ManifestError
 from trainer.metrics import default_metrics, named, score
 from trainer.plan import SPEECH, StagePlan
-from trainer.predictions import by_task
+from trainer.predictions import by_task, put
 from trainer.resolve import Resolved
 from trainer.spec import JobSpec
 from trainer.stage import shares
@@ -60,6 +60,12 @@ class Score(Record):
     method: str
     normaliser: str | None = None
     """Of an error rate: the text normaliser that it was counted after; `raw`: the text as written."""
+    shots: int | None = None
+    """Demonstrations before each query, where the job shows any."""
+    labels: str | None = None
+    """The names of labels, where they are not the regular ones: `symbol` or `permuted`."""
+    query_text: str | None = None
+    """What the nearest demonstrations were looked up by: `gold` or `asr`."""
 
 
 class DevScore(Record):
@@ -161,6 +167,7 @@ class Result(Record):
     metric: str | None = None
     """Name of the main metric."""
     scores: list[Score] = []
+    """Of the main condition first (`evaluate.demos.k`, `evaluate.labels`), then of every other."""
     dev: list[DevScore] = []
     """The main metric at every checkpoint, where there is a dev set."""
     guards: list[GuardScore] = []
@@ -200,17 +207,19 @@ def main_metric(resolved: Resolved) -> str:
 
 
 def scored(rows: Sequence[dict[str, Any]]) -> list[Score]:
-    """Every metric of all prediction rows, by modality and task."""
-    out = []
-    for modality in dict.fromkeys(row["modality"] for row in rows):
-        for task, own in by_task(row for row in rows if row["modality"] == modality).items():
+    """Every metric of all prediction rows, by condition, modality and task."""
+    out, found = [], {}
+    for row in rows:
+        found.setdefault(put(row), []).append(row)
+    for (modality, *_), alike in found.items():
+        for task, own in by_task(alike).items():
             out += scores(task, modality, own)
     return out
 
 
 def scores(task: str, modality: str, rows: Sequence[dict[str, Any]]) -> list[Score]:
-    """Every metric of prediction rows of one task and modality, with intervals where there are two rows."""
-    out = []
+    """Every metric of prediction rows of one task, modality and condition, with intervals where there are two rows."""
+    out, told = [], {key: rows[0].get(key) for key in ("shots", "labels", "query_text")}
     for metric, value in score(rows).items():
         if len(rows) > 1:
             i = interval([rows], metric)
@@ -221,7 +230,7 @@ def scores(task: str, modality: str, rows: Sequence[dict[str, Any]]) -> list[Sco
         out.append(
             Score(
                 task=task, modality=modality, metric=metric, value=value, ci_low=low, ci_high=high, n=len(rows),
-                method=method, normaliser=named(metric).normalised(rows[0]),
+                method=method, normaliser=named(metric).normalised(rows[0]), **told,
             )
         )  # fmt: skip
     return out

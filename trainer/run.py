@@ -302,11 +302,11 @@ class _Job:
     def evaluate(self, model, control: Callable[[], str]) -> None:
         """Scores the test rows in every modality that the spec asks for; predictions go to the store."""
         self.tell({"kind": "state", "state": "evaluating"})
-        for modality, rows in self.scoring.test(model, self.recordings, control):
+        for name, rows in self.scoring.test(model, self.recordings, control):
             self.rows += rows
             with self.ranks.together():
-                self.put(f"attempts/{self.attempt}/predictions/{modality}.jsonl", to_lines(rows))
-            self.tell({"kind": "predicted", "modality": modality, "utterances": len(rows)})
+                self.put(f"attempts/{self.attempt}/predictions/{name}.jsonl", to_lines(rows))
+            self.tell({"kind": "predicted", "modality": name, "utterances": len(rows)})
         for n, guarding in enumerate(self.scoring.guards(model, self.recordings, control)):
             self.guards += guarding.scores()
             with self.ranks.together():

@@ -7,14 +7,14 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from trainer.bases import BaseError, locate_base, pin_base
-from trainer.stage import Demonstrations
+from trainer.stage import Lookup
 from trainer.tokens import DataError
 
 BATCH = 64
 """Sentences encoded at once, of alike length."""
 
 
-def sentence_encoder(ask: Demonstrations) -> Callable[[Sequence[str]], np.ndarray]:
+def sentence_encoder(ask: Lookup) -> Callable[[Sequence[str]], np.ndarray]:
     """Encodes texts as (texts, hidden) float32 unit vectors: the first token's last state (`cls`, the paper) or the
     mean over tokens. On the CPU in fp32. DataError where the encoder cannot be had, or is not the one pinned."""
     if (ask.revision or "").startswith("files:") and pin_base(ask.retriever, None) != ask.revision:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from db.status import TERMINAL, Command, IllegalCommand, command
+from trainer.predictions import in_words
 from trainer.report_text import number
 
 REASONS = {
@@ -191,6 +192,6 @@ def _refusal(asked: Command, job: Mapping[str, Any]) -> str | None:
 FILTERS: dict[str, Callable[..., Any]] = {
     "reason": reason, "situation": situation, "event_words": event, "span": span, "iso": iso, "utc": utc,
     "score": score, "difference": difference, "main_score": main_score, "spark": spark,
-    "number": number, "cap": cap,
+    "number": number, "cap": cap, "in_words": in_words,
 }  # fmt: skip
 """What templates may use."""

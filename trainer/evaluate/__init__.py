@@ -1,12 +1,13 @@
 """Scoring: from a model and test utterances to prediction rows whose counts add up to every corpus metric."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from trainer import answers
 from trainer.decoding import Constraint, constraint_of, generate
 from trainer.decoding.constrain import Trie, closed_answers
 from trainer.decoding.likelihood import log_likelihoods
+from trainer.evaluate.demonstrations import Asked
+from trainer.labels import Names
 from trainer.memory import out_of_memory
 from trainer.predictions import CASCADE, SPEECH, TEXT, Row, prediction
 from trainer.spec import Decode, Evaluate, Task
@@ -51,31 +52,39 @@ def predict(
     recordings: Recordings,
     between: Between = lambda done: None,
     *,
-    asks: Callable[[Any], Task] | None = None,
+    asked: Sequence[Asked] | None = None,
+    heard: Sequence[str] | None = None,
 ) -> list[Row]:
     """Prediction rows in the order of `utterances`. `modality`: `speech`, `text` (transcripts) or `cascade`
     (the base, adapters off, transcribes; its text is answered by the tuned model). `between`: called after every
-    batch with the number of utterances that it answered. `asks`: an utterance's task as it is put to the model, where
-    that is not as it is scored (demonstrations)."""
-    asks = asks or (lambda u: tasks[u.task])
-    heard: list[str | None] = [None] * len(utterances)
+    batch with the number of utterances that it answered. `asked`: how each is put, where that is not plainly (names of
+    labels, demonstrations); `heard`: what the base transcribes, where that is known."""
+    asked = asked or [Asked(Names(tasks[u.task], {})) for u in utterances]
+    words: Sequence[str | None] = [None] * len(utterances)
     view = SPEECH if modality == SPEECH else TEXT
     if modality == CASCADE:
-        heard = list(transcribe(model, utterances, recordings, between=lambda _: between(0)))
-    asked = [
-        example(u, view, asks(u), model.tokens, recordings, supervised=False, content=said)
-        for u, said in zip(utterances, heard, strict=True)
+        words = heard or transcribe(model, utterances, recordings, between=lambda _: between(0))
+    examples = [
+        _put(u, view, one, text, model, recordings) for u, one, text in zip(utterances, asked, words, strict=True)
     ]
-    said: list[Said] = [Said("")] * len(asked)
-    for (task, _), group in _alike(utterances, tasks).items():
-        found = _said(model, [asked[i] for i in group], tasks[task], decode, between)
+    said: list[Said] = [Said("")] * len(examples)
+    for group in alike(utterances, examples):
+        found = _said(model, [examples[i] for i in group], asked[group[0]].names.task, decode, between)
         for i, one in zip(group, found, strict=True):
             said[i] = one
     rows = []
-    for u, one, words in zip(utterances, said, heard, strict=True):
-        row = prediction(u, tasks[u.task], modality, one.text, words, one.confidence)
-        rows.append({**row, "probabilities": one.probabilities} if one.probabilities else row)
+    for u, one, put, text in zip(utterances, said, asked, words, strict=True):
+        row = prediction(u, tasks[u.task], modality, one.text, text, one.confidence, put.names)
+        more = {"probabilities": one.probabilities, "demonstrations": [shown.id for shown in put.demonstrations]}
+        rows.append(row | {key: value for key, value in more.items() if value})
     return rows
+
+
+def _put(utterance, view: str, asked: Asked, text: str | None, model, recordings: Recordings) -> Example:
+    """A query as it is put; `text` replaces its transcript."""
+    before = [asked.names.utterance(shown) for shown in asked.demonstrations]
+    put = (utterance, view, asked.names.task, model.tokens, recordings)
+    return example(*put, supervised=False, content=text, demonstrations=before)
 
 
 def transcribe(
@@ -175,13 +184,13 @@ def _fitting(work: Callable[[Sequence[Example]], list[T]], examples: Sequence[Ex
     return _fitting(work, examples[:half]) + _fitting(work, examples[half:])
 
 
-def _alike(utterances: Sequence, tasks: Mapping[str, Task]) -> dict[tuple[str, str], list[int]]:
-    """Indices by task and instruction: what is asked the same is answered together, and shares its instruction,
+def alike(utterances: Sequence, examples: Sequence[Example]) -> list[list[int]]:
+    """Indices by task and instruction with its menu: what is asked the same is answered together, and shares that,
     whatever demonstrations follow it."""
     groups: dict[tuple[str, str], list[int]] = {}
-    for i, u in enumerate(utterances):
-        groups.setdefault((u.task, answers.instruction(tasks[u.task], u.language)), []).append(i)
-    return groups
+    for i, (u, e) in enumerate(zip(utterances, examples, strict=True)):
+        groups.setdefault((u.task, e.asked), []).append(i)
+    return list(groups.values())
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

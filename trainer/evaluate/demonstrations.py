@@ -1,62 +1,74 @@
-"""k-shot: examples of the training side, in text, behind instruction and menu.
-
-Which ones is the retriever's to say, per utterance; `random` shows nearly all the same ones, so that they are part of
-a batch's shared prefix where the instruction stands first.
-"""
+"""How a test utterance is put under a condition: the names of its labels, and demonstrations before it (k-shot)."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from trainer import answers
 from trainer.demonstrations import Candidates
+from trainer.labels import Names, names_at_test
 from trainer.manifest import Utterance
-from trainer.metrics.normalise import basic
-from trainer.rng import permutation
-from trainer.spec import Demos, Task
-from trainer.tokens import DataError, demonstration
+from trainer.sentence_encoder import sentence_encoder
+from trainer.spec import Condition, Evaluate, Task
+from trainer.tokens import DataError
 
 
-class Demonstrations:
-    """What is shown before each utterance. `pool`: rows of the training side, those with text and label are used."""
+class Asked(NamedTuple):
+    """One utterance as it is put."""
 
-    def __init__(self, said: Demos, pool: Sequence[Utterance], tasks: Mapping[str, Task]):
-        self.said, self.tasks = said, tasks
+    names: Names
+    """What its labels go by."""
+    demonstrations: Sequence[Utterance] = ()
+    """In the order shown, labels under their real names."""
+
+
+class Asking:
+    """Puts utterances as a job's conditions say. `pool`: the rows that may be shown; those with text and label are.
+    DataError where the sentence encoder cannot be had."""
+
+    def __init__(self, evaluate: Evaluate, tasks: Mapping[str, Task], pool: Sequence[Utterance]):
+        self.evaluate, self.tasks = evaluate, tasks
+        demos = evaluate.demos
         usable = sorted((u for u in pool if u.text and u.label is not None), key=lambda u: u.id)
-        self._candidates = Candidates(usable, said.seed)
-        self._order = [usable[i] for i in permutation(said.seed, "evaluate.demos", len(usable))]
-        self._asked: dict[tuple, Task] = {}
+        self._candidates = Candidates(usable, demos.seed)
+        self._embed = sentence_encoder(demos) if demos.encoder and demos.most else None
+        self._shown: dict[tuple[str, ...], list[list[Utterance]]] = {}
 
-    def of(self, query: Utterance) -> list[Utterance]:
-        """The first k of one seeded order that are of the query's task, and neither the query itself nor say the same
-        (that would show its answer); by `tfidf` the k nearest of its language, the nearest last, as in training.
-        DataError where there are fewer, or no transcript to look them up by."""
-        if self.said.retriever == "tfidf":
-            found = self._nearest(query)
-        else:
-            found = [u for u in self._order if u.task == query.task and not _same(u, query)][: self.said.k]
-        if len(found) < self.said.k:
-            message = f"utterance {query.id}: the training side has {len(found)} demonstrations of task {query.task}"
-            raise DataError(f"{message} with text and label; evaluate.demos.k asks for {self.said.k}")
-        return found
+    def check(self, queries: Sequence[Utterance]) -> None:
+        """DataError for a query with too few demonstrations, or without a transcript to look them up by where its own
+        is used: said before training."""
+        by = {one.query_text for one in self.evaluate.conditions().values()}
+        for query in queries if self.evaluate.demos.most else ():
+            if (found := self._candidates.count(query)) < self.evaluate.demos.most:
+                raise DataError(
+                    f"utterance {query.id}: there are {found} other sentences of task {query.task} in its language "
+                    f"with text and label, and evaluate.demos.k asks for {self.evaluate.demos.most}; ask for fewer, or "
+                    "give more rows (evaluate.demos.from)"
+                )
+            if "gold" in by and not query.text:
+                message = "no transcript to look demonstrations up by; use retriever: random or query_text: asr"
+                raise DataError(f"utterance {query.id}: {message}")
 
-    def _nearest(self, query: Utterance) -> list[Utterance]:
-        try:
-            (places,) = self._candidates.nearest([query], self.said.k)
-        except ValueError as error:
-            raise DataError(str(error)) from None
-        return [self._candidates.rows[n] for n in reversed(places)]
+    def __call__(
+        self, condition: Condition, queries: Sequence[Utterance], heard: Sequence[str] | None = None
+    ) -> list[Asked]:
+        """The queries under a condition; `heard`: what the base hears in each, where they are looked up by that."""
+        shown: Sequence[Sequence[Utterance]] = [()] * len(queries)
+        if condition.shots:
+            every = self._found(condition.query_text, queries, heard)
+            # Looked up, the nearest stands last, beside the query (inferred, as in training).
+            order = 1 if condition.query_text == "none" else -1
+            shown = [rows[: condition.shots][::order] for rows in every]
+        names = (names_at_test(self.tasks[u.task], condition.labels, self.evaluate.symbols, u.id) for u in queries)
+        return [Asked(*one) for one in zip(names, shown, strict=True)]
 
-    def task(self, query: Utterance) -> Task:
-        """The query's task with the demonstrations behind its instruction and menu."""
-        shown, task = self.of(query), self.tasks[query.task]
-        key = (query.task, query.language, *(u.id for u in shown))
-        if key not in self._asked:
-            lines = answers.instruction(task, query.language, None, [demonstration(u, task) for u in shown])
-            told = {"instruction": {query.language: lines}, "menu": False}
-            self._asked[key] = task.model_copy(update=told)
-        return self._asked[key]
-
-
-def _same(a: Utterance, b: Utterance) -> bool:
-    if a.audio and (a.audio, a.offset_s) == (b.audio, b.offset_s):
-        return True
-    return bool(a.text and b.text) and basic(a.text) == basic(b.text)  # type: ignore[union-attr]
+    def _found(self, by: str, queries: Sequence[Utterance], heard: Sequence[str] | None) -> list[list[Utterance]]:
+        """As many demonstrations as any condition shows, the nearest first; by nothing, the first of one order."""
+        key = (by, *(u.id for u in queries), *(heard if by == "asr" and heard else ()))
+        if key not in self._shown:
+            most, candidates = self.evaluate.demos.most, self._candidates
+            if by == "none":
+                places = [candidates.first(u, most) for u in queries]
+            else:
+                texts = heard if by == "asr" else None
+                places = candidates.nearest(queries, most, self._embed, texts=texts)
+            self._shown[key] = [[candidates.rows[n] for n in own] for own in places]
+        return self._shown[key]

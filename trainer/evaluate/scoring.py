@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from trainer import baselines
 from trainer.compare import compare
 from trainer.corpus import Corpus
-from trainer.evaluate import modalities, predict
-from trainer.evaluate.demonstrations import Demonstrations
+from trainer.evaluate import modalities, predict, transcribe
+from trainer.evaluate.demonstrations import Asking
 from trainer.manifest import Utterance
 from trainer.metrics import count, named, score
-from trainer.predictions import Row, by_task, limited
+from trainer.predictions import CASCADE, Row, by_task, limited
 from trainer.ranks import Ranks, Turns
 from trainer.resolve import Resolved
 from trainer.result import DevScore, GuardScore
-from trainer.spec import Evaluate, Task
+from trainer.spec import Condition, Evaluate, Task
 from trainer.tokens import DataError, reference
 from trainer.views import Recordings
 
@@ -70,12 +70,10 @@ class Scoring:
         self.dev_values: dict[int, float] = {}
         self._dev_tasks: dict[int, dict[str, float]] = {}
         self._said_at = -float("inf")
-        self._asks: Callable[[Utterance], Task] | None = None
-        if resolved.demos is not None:
-            pool = corpus.sources[corpus.demonstrators() or ""].rows
-            self._asks = Demonstrations(evaluate.demos, pool, self.tasks).task
-            for utterance in (*self.utterances, *self.dev):
-                self._asks(utterance)
+        self.conditions = evaluate.conditions()
+        self._asking = Asking(evaluate, self.tasks, corpus.shown() if evaluate.demos.most else [])
+        self._asking.check([*self.utterances, *self.dev])
+        self._heard: dict[tuple, str] = {}
         scores = evaluate.decode.method != "generate"
         _check("test", self.utterances, self.tasks, scores)
         _check("dev", self.dev, self.tasks, scores)
@@ -83,17 +81,45 @@ class Scoring:
             _check(f"guard {guard.pin.ref}:", found.source.rows, {task.name: task for task in guard.tasks}, scores)
 
     def test(self, model, recordings: Recordings, control: Callable[[], str]) -> Iterator[tuple[str, list[Row]]]:
-        """The test's prediction rows, modality by modality, on every rank; errors as of `trainer.ranks.Turns`."""
-        for modality in self.modalities:
-            work = partial(baselines.answers_of, self.resolved, self.corpus, model, asks=self._asks)
-            yield modality, self._rows(work, self.utterances, self.tasks, modality, recordings, control)
+        """The test's prediction rows on every rank, condition by condition and modality by modality, under the name of
+        both (`speech`, `speech.3-shot`); errors as of `trainer.ranks.Turns`."""
+        answers_of = partial(baselines.answers_of, self.resolved, self.corpus, model)
+        for apart, condition in self.conditions.items():
+            for modality in self.modalities:
+                work = partial(self._put, condition, answers_of, model)
+                name = f"{modality}.{apart}" if apart else modality
+                yield name, self._rows(work, self.utterances, self.tasks, modality, recordings, control, name=name)
+
+    def _put(
+        self, condition: Condition, work: Callable[..., list[Row]], model, utterances, tasks, modality, decode,
+        recordings, between,
+    ) -> list[Row]:  # fmt: skip
+        """What `work` answers to utterances as a condition puts them."""
+        heard = None
+        if modality == CASCADE or condition.query_text == "asr":
+            heard = self._hear(model, utterances, recordings, between)
+        asked = self._asking(condition, utterances, heard)
+        rows = work(utterances, tasks, modality, decode, recordings, between, asked=asked, heard=heard)
+        shots = condition.shots if self.resolved.spec.evaluate.demos.most else None
+        labels = condition.labels if condition.labels != "regular" else None
+        query = condition.query_text if condition.query_text != "none" else None
+        told = {"shots": shots, "labels": labels, "query_text": query}
+        return [row | {key: value for key, value in told.items() if value is not None} for row in rows]
+
+    def _hear(self, model, utterances: Sequence[Utterance], recordings: Recordings, between) -> list[str]:
+        """What the base transcribes, once for all conditions."""
+        keys = [(u.audio, u.offset_s, u.duration_s) for u in utterances]
+        if new := [u for u, key in zip(utterances, keys, strict=True) if key not in self._heard]:
+            said = transcribe(model, new, recordings, between=lambda _: between(0))
+            self._heard |= {(u.audio, u.offset_s, u.duration_s): text for u, text in zip(new, said, strict=True)}
+        return [self._heard[key] for key in keys]
 
     def judge(self, model, recordings: Recordings, control: Callable[[], str], step: int) -> list[Event]:
         """Scores the dev set with the weights after `step`, if there is one and it is not known yet; what is to be
         told and kept of it."""
         if not self.dev or step in self.dev_values:
             return []
-        work = partial(predict, model, asks=self._asks)
+        work = partial(self._put, self.conditions[""], partial(predict, model), model)
         rows = self._rows(work, self.dev, self.tasks, self._dev_modality, recordings, control, name="dev")
         metric = self.resolved.spec.evaluate.metric
         values = [value for part in by_task(rows).values() if (value := score(part).get(metric)) is not None]

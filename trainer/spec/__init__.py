@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field
 
 from trainer.fields import Spec, problem, readable
 from trainer.spec.data import Data, Language, SourceLanguage
-from trainer.spec.evaluate import Decode, Demos, Evaluate
+from trainer.spec.evaluate import Condition, Decode, Demos, Evaluate, listed
 from trainer.spec.resources import Execution, Resources
 from trainer.spec.task import Task, builtin_tasks, read_task
 from trainer.spec.tuning import Tuning
@@ -111,6 +111,6 @@ def json_schema() -> dict[str, Any]:
 
 
 __all__ = [
-    "Data", "Decode", "Demos", "Evaluate", "Execution", "JobSpec", "Language", "Resources", "SourceLanguage", "Task",
-    "Tuning", "builtin_tasks", "json_schema", "parse_job", "read_task", "read_yaml",
+    "Condition", "Data", "Decode", "Demos", "Evaluate", "Execution", "JobSpec", "Language", "Resources",
+    "SourceLanguage", "Task", "Tuning", "builtin_tasks", "json_schema", "listed", "parse_job", "read_task", "read_yaml",
 ]  # fmt: skip

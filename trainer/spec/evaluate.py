@@ -1,10 +1,12 @@
 """On what and how a job is scored."""
 
-from typing import Literal
+import itertools
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainer.fields import Spec
+from trainer.stage import Lookup
 
 
 class Decode(Spec):
@@ -31,17 +33,67 @@ class Decode(Spec):
         return self
 
 
-class Demos(Spec):
-    """Demonstrations in the prompt: transcripts and answers of the training side, never the utterance itself."""
+QueryText = Literal["gold", "asr", "none"]
+ShownLabels = Literal["regular", "symbol", "permuted"]
 
-    k: int = Field(default=0, ge=0, le=64)
-    """How many; 0 is zero-shot."""
-    retriever: Literal["random", "tfidf"] = "random"
+
+class Condition(NamedTuple):
+    """One way in which the test set is put to the model."""
+
+    shots: int
+    """Demonstrations before every query."""
+    labels: ShownLabels
+    """The names that labels go by."""
+    query_text: QueryText
+    """What demonstrations are looked up by; `none` where there are none."""
+
+
+class Demos(Lookup):
+    """Demonstrations in the prompt: transcripts and answers of other rows of the query's task and language, never the
+    query's own sentence, and no sentence twice."""
+
+    k: int | list[int] = 0
+    """How many; 0 is zero-shot. Of a list (`[5, 0, 1, 2, 3, 4]`) each is scored by itself in the same job, and the
+    first is the main one: its score is the job's, and the dev set is asked with it."""
+    from_: list[str] = Field(default=[], alias="from")
+    """Data sets that they come from (`folder:split`; arXiv 2505.07731: the task's train and validation), of which the
+    test's tasks are used and none may be tested: so a task that was not trained on is shown its own rows. Default: the
+    first of the job's sources that has transcripts with labels."""
+    retriever: str = "random"
     """Which. `random`: the first k of one seeded order, the same for all utterances but those that say what one of them
-    says. `tfidf`: the k nearest to the utterance's own transcript, which production has not (arXiv 2505.07731 retrieves
-    by it too, with a sentence encoder), the nearest last, as in training."""
+    says. The nearest, the nearest last, as in training: by `tfidf`, or by a sentence encoder (the paper): its hub id
+    (owner/name) or folder."""
+    query_text: QueryText | list[QueryText] = "gold"
+    """What the nearest are looked up by. `gold`: the utterance's own transcript (the paper), which production has not;
+    `asr`: what the base, adapters off, makes of its recording; `none`: nothing, so as `random`. Of a list each is
+    scored by itself, the first is the main one. The gold sentence is among the rows shown in none of the three."""
     seed: int = 0
-    """Of that order."""
+    """Of the order of `random`."""
+
+    @field_validator("k", "query_text")
+    @classmethod
+    def _distinct(cls, value: Any) -> Any:
+        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
+            raise ValueError("is one value or a list of different ones")
+        if any(isinstance(k, int) and not 0 <= k <= 64 for k in listed(value)):
+            raise ValueError("lies between 0 and 64")
+        return value
+
+    @model_validator(mode="after")
+    def _looked_up(self) -> "Demos":
+        if self.retriever == "random" and self.query_text not in ("gold", "none"):
+            raise ValueError("retriever random looks nothing up; leave query_text out, or use tfidf")
+        return self
+
+    @property
+    def most(self) -> int:
+        """The most that any condition shows."""
+        return max(listed(self.k))
+
+
+def listed(value: Any) -> list[Any]:
+    """A value, or several, as a list."""
+    return value if isinstance(value, list) else [value]
 
 
 class Evaluate(Spec):
@@ -59,6 +111,14 @@ class Evaluate(Spec):
     """Generation."""
     demos: Demos = Demos()
     """Demonstrations in the prompts of test and dev set (k-shot); guards are asked without."""
+    labels: ShownLabels | list[ShownLabels] = "regular"
+    """Names that labels go by in menu, demonstrations and answer. `regular`: their own. `symbol`: symbols, each label
+    its own (as the recipe `label_permutation`). `permuted`: every label under another one's name, while each definition
+    stays with its meaning; one of at most ten such permutations an utterance. Answers count by the label that they
+    mean, and `definition_following` says whether they follow the definition shown or the name. Of a list each is
+    scored by itself, the first is the main one."""
+    symbols: list[str] | None = Field(default=None, min_length=1)
+    """Symbols of `symbol`, in the order of the labels; default: the Greek letters, as in the recipe."""
     dev: str | None = None
     """Data set and split that is scored at every checkpoint, by the main metric; default: none, with `select: best` the
     `dev` split of the speech data."""
@@ -74,3 +134,24 @@ class Evaluate(Spec):
     """Score only the first N utterances of a seeded order; for quick looks, named in the result."""
     folds: int | None = Field(default=None, ge=2)
     """Cross-validation by speaker with pooled out-of-fold predictions. Not built yet: refused by name."""
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, value: Any) -> Any:
+        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
+            raise ValueError("is one value or a list of different ones")
+        return value
+
+    def conditions(self) -> dict[str, Condition]:
+        """The ways in which the test is put, by what tells each from the main one, which is the first: ''."""
+        demos = self.demos
+        by = listed(demos.query_text) if demos.retriever != "random" else ["none"]
+        first = Condition(listed(demos.k)[0], listed(self.labels)[0], by[0])
+        found = {}
+        for shots, labels, query in itertools.product(listed(demos.k), listed(self.labels), by):
+            one = Condition(shots, labels, query if shots else "none")
+            apart = [f"{shots}-shot"] * (shots != first.shots) + [labels] * (labels != first.labels)
+            apart += [f"query-{query}"] * (shots > 0 and query != first.query_text)
+            if one not in found.values():
+                found[".".join(apart)] = one
+        return found

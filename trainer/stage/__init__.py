@@ -23,7 +23,7 @@ from trainer.stage.objective import (
 )  # fmt: skip
 from trainer.stage.optimizer import Optimizer, Trainable
 from trainer.stage.sampler import Balanced, Diverse, Mixture, Sampler, source_shares, task_weights
-from trainer.stage.view import Demonstrations, Labels, Naming, Plain, Transcribe, View
+from trainer.stage.view import Demonstrations, Labels, Lookup, Naming, Plain, Transcribe, View
 
 Source = Literal["text", "speech", "synthetic"]
 """`text`: labelled sentences; `speech`: labelled recordings; `synthetic`: labelled synthetic clips."""
@@ -113,7 +113,7 @@ class Stage(Spec):
 
 __all__ = [
     "DEPTHS", "AnyCurve", "AnyShare", "Balanced", "Contrastive", "CrossEntropy", "Curve", "Demonstrations",
-    "Distillation", "Divergences", "Diverse", "Labels", "Mixture", "Naming", "Objective", "Optimizer", "Plain", "Ramp",
-    "Rest", "Sampler", "Source", "Stage", "Steps", "Trainable", "Transcribe", "Twin", "View", "area", "cumulative",
+    "Distillation", "Divergences", "Diverse", "Labels", "Lookup", "Mixture", "Naming", "Objective", "Optimizer", "Plain",
+    "Ramp", "Rest", "Sampler", "Source", "Stage", "Steps", "Trainable", "Transcribe", "Twin", "View", "area", "cumulative",
     "mean", "shares", "source_shares", "task_weights",
 ]  # fmt: skip

@@ -21,14 +21,9 @@ class Transcribe(Spec):
     """Which view."""
 
 
-class Demonstrations(Spec):
-    """Labelled training sentences of the same task and language before the query, as text (arXiv 2505.07731,
-    section 3): never the query's own sentence, and no sentence twice."""
+class Lookup(Spec):
+    """Which labelled sentences of the query's task and language stand before it (arXiv 2505.07731, section 3)."""
 
-    least: int = Field(default=0, ge=0)
-    """Fewest; how many there are is drawn evenly from `least` to `most` for every presentation."""
-    most: int = Field(default=0, ge=0, le=64)
-    """Most; 0: none. Fewer where the task has fewer other sentences."""
     retriever: str = "tfidf"
     """Which: `random`, or the nearest to the query's transcript: by `tfidf` (cosine over words and character trigrams;
     needs no model), or by a sentence encoder, as in the paper: its hub id (owner/name) or folder."""
@@ -36,9 +31,6 @@ class Demonstrations(Spec):
     """Of a sentence encoder: the first token's state (the paper) or the mean over tokens."""
     revision: str | None = None
     """Revision of a sentence encoder, pinned when the job is resolved."""
-    nearest: int | None = Field(default=None, gt=0)
-    """Draw them from this many nearest, anew for every presentation (an older version of the authors' code: 20);
-    default: the nearest themselves."""
 
     @property
     def encoder(self) -> bool:
@@ -51,6 +43,19 @@ class Demonstrations(Spec):
         if retriever not in ("random", "tfidf") and "/" not in retriever:
             raise ValueError("use random, tfidf, or a sentence encoder by hub id (owner/name) or folder (./name)")
         return retriever
+
+
+class Demonstrations(Lookup):
+    """Labelled training sentences of the same task and language before the query, as text (arXiv 2505.07731,
+    section 3): never the query's own sentence, and no sentence twice."""
+
+    least: int = Field(default=0, ge=0)
+    """Fewest; how many there are is drawn evenly from `least` to `most` for every presentation."""
+    most: int = Field(default=0, ge=0, le=64)
+    """Most; 0: none. Fewer where the task has fewer other sentences."""
+    nearest: int | None = Field(default=None, gt=0)
+    """Draw them from this many nearest, anew for every presentation (an older version of the authors' code: 20);
+    default: the nearest themselves."""
 
     @model_validator(mode="after")
     def _fits(self) -> "Demonstrations":

@@ -3,7 +3,8 @@
 Section 3 of the paper: a speech query after a text instruction with the classes' definitions and text demonstrations,
 tuned under the classes' own names (*regular*), under fixed meaningless ones (*symbol*), or under names that are
 permuted among the definitions (*random*), so that a model cannot learn what a name means and has to read it. With π
-drawn from a pool the prompt shows "π(c): d(c)", and L = -Σ_t log P(π(y)_t | prompt). Evaluation uses the true names.
+drawn from a pool the prompt shows "π(c): d(c)", and L = -Σ_t log P(π(y)_t | prompt). Evaluation uses the true names;
+`evaluate.labels` has others, and `evaluate.demos` the k-shot test, also on a task that was not trained on.
 
 Departures, each a field or named here:
 - Demonstrations are looked up by TF-IDF, which needs no download; the paper's sentence encoder is
