@@ -24,14 +24,18 @@ DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)
 
 def draw(report: Row, path: Path) -> None:
     """Writes a PNG of what `report.json` says: a colour and mark per scheme, bars for intervals, small dots for single
-    seeds, dashed lines and grey bands (intervals) with their names at the right for controls."""
+    seeds, dashed lines and grey bands (intervals) with their names at the right for controls. Where rows were tested
+    with several numbers of demonstrations, a second chart below has the metric against these."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metric, rows = named(report["metric"]), [_drawable(row) for row in report["pooled"]]
-    figure = Figure(figsize=(8.8, 4.8), dpi=150, layout="constrained")
+    metric, every = named(report["metric"]), [_drawable(row) for row in report["pooled"]]
+    rows, curves = [row for row in every if not row.get("condition")], curves_over_shots(every)
+    figure = Figure(figsize=(8.8, 9.4 if curves else 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, *below = figure.subplots(2 if curves else 1, squeeze=False)[:, 0]
+    if curves:
+        _draw_shots(below[0], curves, metric.name)
     cells = [row for row in rows if row["kind"] == "cell"]
     counts = sorted({row["recordings"] for row in cells})
     schemes = list(dict.fromkeys(row["scheme"] for row in cells))
@@ -84,6 +88,37 @@ def draw(report: Row, path: Path) -> None:
     if schemes:
         figure.legend(loc="outside lower center", ncols=min(len(schemes), 5), frameon=False, fontsize=9)
     figure.savefig(path)
+
+
+def curves_over_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """By name of the main row, the same tested with several numbers of demonstrations, rising; empty where none is.
+    Other names for labels, or another text to look up by, is another curve."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        apart = [part for part in (row.get("condition") or "").split(".") if part and not part.endswith("-shot")]
+        if row.get("shots") is not None:
+            found.setdefault(", ".join([row["of"], *apart]), []).append(row)
+    return {name: sorted(own, key=lambda row: row["shots"]) for name, own in found.items() if len(own) > 1}
+
+
+def _draw_shots(axes: Any, curves: Mapping[str, Sequence[Row]], metric: str) -> None:
+    """The metric against demonstrations, a line a row; controls dashed."""
+    for k, (name, own) in enumerate(curves.items()):
+        values = [row["value"] for row in own]
+        below = [max(0.0, row["value"] - row["ci_low"]) for row in own]
+        above = [max(0.0, row["ci_high"] - row["value"]) for row in own]
+        xs = [row["shots"] + 0.06 * (k - (len(curves) - 1) / 2) for row in own]
+        axes.errorbar(
+            xs, values, yerr=[below, above], color=COLOURS[k % len(COLOURS)], marker=MARKS[k % len(MARKS)], label=name,
+            capsize=3, linewidth=1.4, markersize=6, linestyle="-" if own[0]["kind"] == "cell" else "--",
+        )  # fmt: skip
+    axes.set_xticks(sorted({row["shots"] for own in curves.values() for row in own}))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("demonstrations before each query")
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    axes.legend(fontsize=8, frameon=False)
 
 
 def _drawable(row: Row) -> Row:

@@ -7,7 +7,7 @@ their words in `report_text`, the chart in `learning_curve`, the files in `write
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from trainer.metrics.tables import tables
 from trainer.report_text import findings, methods, questions_note
 
 Seed = int | str | None
+SHOTS = "shots"
+"""The setting that says how many demonstrations stood before each query."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ class ReportRow:
     """What else tells cells apart, by field; scheme and share of the recordings may be among it."""
     subsets: Mapping[Seed, int] = field(default_factory=dict)
     """By training seed, which subset of the recordings the run was trained on; empty: the same in all runs."""
+    apart: str = ""
+    """What tells a further condition of the test from the main one (`3-shot`); '' of the main one."""
+    of: str = ""
+    """The name of the row under the main condition."""
+
+    @property
+    def shots(self) -> int | None:
+        """Demonstrations before every query, where the job shows any."""
+        return next((r.get("shots") for run in self.runs.values() for r in run), None)
 
     def others(self) -> frozenset[tuple[str, str]]:
         """Settings besides scheme and recordings."""
@@ -96,7 +107,8 @@ class Scored:
     def baselines(self) -> list[ReportRow]:
         """Controls that answer what the cells answer: not the text twins of a speech test."""
         asked = {row.modality for row in self.rows if row.kind == "cell"}
-        return [row for row in self.rows if row.kind == "control" and (row.modality != "text" or "text" in asked)]
+        rows = (row for row in self.rows if row.kind == "control" and not row.apart)
+        return [row for row in rows if row.modality != "text" or "text" in asked]
 
 
 def score_rows(
@@ -115,9 +127,10 @@ def score_rows(
 
     Asked of every study: each scheme with more recordings against itself with fewer; schemes against each other on
     the same recordings, the curriculum also against direct mixing with its exposure; the next value of any other
-    setting; each cell against the linear probe on as many recordings. Rows that answer alike are not asked about.
-    The p values are also given after Holm's adjustment, `p_holm`. Raises ValueError for repeated names, an unknown
-    reference or metric, a row that mixes tasks or modalities, and rows over different utterances.
+    setting, every other one where values are names, the ends of a curve over demonstrations; each cell against the
+    linear probe on as many recordings. Rows that answer alike are not asked about. The p values are also given after
+    Holm's adjustment, `p_holm`. Raises ValueError for repeated names, an unknown reference or metric, a row that mixes
+    tasks or modalities, and rows over different utterances.
     """
     if not rows:
         raise ValueError("a report needs at least one row")
@@ -175,10 +188,11 @@ def _pairs(rows: Sequence[ReportRow]) -> list[tuple[ReportRow, ReportRow]]:
     steps: dict[tuple, list[ReportRow]] = {}
     for row in sorted(firsts, key=lambda row: row.recordings):
         steps.setdefault((row.scheme, row.others()), []).append(row)
-    for row in firsts:
+    for row in sorted(firsts, key=lambda row: row.shots or 0):
         for setting in row.others():
             steps.setdefault((row.scheme, row.recordings, setting[0], row.others() - {setting}), []).append(row)
-    wanted += [pair for members in steps.values() for pair in itertools.pairwise(members)]
+    for key, members in steps.items():
+        wanted += _neighbours(members, key[2] if len(key) > 2 else "")
     # Schemes on the same recordings; one without any against the fewest that another has.
     fewest = {key: min(m.recordings for m in members) for key, members in steps.items()}
     for a, b in itertools.combinations(firsts, 2):
@@ -191,12 +205,22 @@ def _pairs(rows: Sequence[ReportRow]) -> list[tuple[ReportRow, ReportRow]]:
         rivals = alike.get(("direct_mix", *rest), []) if scheme == "curriculum" else []
         wanted += [(a, members[0]) for a in rivals if a is rivals[0] or not _same(a, rivals[0])]
     probes = {row.recordings: row for row in rows if row.scheme == "linear_probe"}
-    wanted += [(probes[b.recordings], b) for b in cells if b.recordings in probes and b.scheme != "linear_probe"]
+    tuned = [b for b in cells if b.scheme != "linear_probe" and not b.apart]
+    wanted += [(probes[b.recordings], b) for b in tuned if b.recordings in probes]
     once: dict[frozenset[str], tuple[ReportRow, ReportRow]] = {}
     for a, b in wanted:
         if not _same(a, b):
             once.setdefault(frozenset((a.name, b.name)), (a, b))
     return list(once.values())
+
+
+def _neighbours(members: list[ReportRow], setting: str) -> Iterable[tuple[ReportRow, ReportRow]]:
+    """What is asked of rows that differ in one setting ('': in their recordings): each value and the next; of names,
+    which have no order, each and every other; of a curve over demonstrations its ends, or its questions were most."""
+    values = [dict(row.others()).get(setting, "") for row in members]
+    if setting == SHOTS:
+        return [(members[0], members[-1])]
+    return itertools.combinations(members, 2) if values[0].startswith("'") else itertools.pairwise(members)
 
 
 def _same(a: ReportRow, b: ReportRow) -> bool:
@@ -251,6 +275,9 @@ def _settings(row: ReportRow) -> dict[str, Any]:
         "recordings": row.recordings,
         "speech_fraction": row.speech_fraction,
         "speech_presentations": row.speech_presentations,
+        "shots": row.shots,
+        "condition": row.apart,
+        "of": row.of or row.name,
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.predictions import CASCADE, SPEECH, TEXT, Row
-from trainer.report import ReportRow
+from trainer.report import SHOTS, ReportRow
 from trainer.strategies import Baseline, LimitedSpeech, Majority
 from trainer.study import Cell, presentations
 
@@ -64,32 +64,48 @@ def scored_cell(cell: Cell, predictions: Mapping[str, Mapping[str, list[Row]]]) 
 
 
 def report_rows(cells: Sequence[ScoredCell]) -> list[ReportRow]:
-    """The cells; beside each its text twin where the transcripts were scored, and its cascade; then the baselines."""
+    """The cells; then those under the further conditions of their test, by number of demonstrations; beside each cell
+    its text twin where the transcripts were scored, and its cascade; then the baselines, likewise."""
     trained = [cell for cell in cells if cell.kind == "cell"]
     out = [_row(cell, cell.name, cell.scheme, [_spoken(run) for run in cell.runs]) for cell in trained]
+    for cell in trained:
+        for apart in _further(cell):
+            found = [_spoken(run, apart) for run in cell.runs]
+            out.append(_row(cell, f"{cell.name}, {apart.replace('.', ', ')}", cell.scheme, found, apart=apart))
     for cell in trained:
         if SPEECH in cell.runs[0].predictions:
             out += _beside(cell, TEXT, "text twin")
         out += _beside(cell, CASCADE, CASCADE)
-    return out + [_baseline(cell) for cell in cells if cell.kind == "control"]
+    controls = [cell for cell in cells if cell.kind == "control"]
+    return out + [_baseline(cell, apart) for cell in controls for apart in ("", *_further(cell))]
 
 
-def _baseline(cell: ScoredCell) -> ReportRow:
+def _further(cell: ScoredCell) -> list[str]:
+    """What tells the further conditions of a cell's test from the main one, by number of demonstrations."""
+    found = {name.partition(".")[2]: rows[0] for run in cell.runs for name, rows in run.predictions.items() if rows}
+    return sorted((apart for apart in found if apart), key=lambda apart: (found[apart].get("shots") or 0, apart))
+
+
+def _baseline(cell: ScoredCell, apart: str) -> ReportRow:
     """A baseline has no training seed: its runs differ in the recordings that it learnt from, if at all."""
     several = len(cell.runs) > 1
     return ReportRow(
-        name=cell.name,
+        name=f"{cell.name}, {apart.replace('.', ', ')}" if apart else cell.name,
         scheme=cell.scheme,
         recordings=cell.recordings,
         speech_fraction=cell.speech_fraction,
         speech_presentations=cell.speech_presentations,
-        runs={run.subset_seed if several else None: _spoken(run) for run in cell.runs},
+        runs={run.subset_seed if several else None: _spoken(run, apart) for run in cell.runs},
         kind="control",
+        apart=apart,
+        of=cell.name,
     )
 
 
-def _spoken(run: Run) -> list[Row]:
-    return run.predictions.get(SPEECH) or run.predictions[TEXT]
+def _spoken(run: Run, apart: str = "") -> list[Row]:
+    """What was answered to recordings, else to transcripts, under the condition that `apart` tells."""
+    names = [f"{modality}.{apart}" if apart else modality for modality in (SPEECH, TEXT)]
+    return next(run.predictions[name] for name in names if name in run.predictions)
 
 
 def _beside(cell: ScoredCell, modality: str, scheme: str) -> list[ReportRow]:
@@ -101,7 +117,7 @@ def _beside(cell: ScoredCell, modality: str, scheme: str) -> list[ReportRow]:
 
 def _row(
     cell: ScoredCell, name: str, scheme: str, found: Sequence[list[Row] | None],
-    kind: Literal["cell", "control"] = "cell",
+    kind: Literal["cell", "control"] = "cell", apart: str = "",
 ) -> ReportRow:  # fmt: skip
     seeds = cell.seeds()
     return ReportRow(
@@ -112,6 +128,20 @@ def _row(
         speech_presentations=cell.speech_presentations,
         runs={seed: rows for seed, rows in zip(seeds, found, strict=True) if rows is not None},
         kind=kind,
-        settings=cell.settings,
+        settings={**cell.settings, **_condition(cell, found)},
+        apart=apart,
+        of=cell.name if apart else name,
         subsets={seed: run.subset_seed for seed, run in zip(seeds, cell.runs, strict=True)},
     )
+
+
+def _condition(cell: ScoredCell, found: Sequence[list[Row] | None]) -> dict[str, Any]:
+    """How the test was put, as settings that tell rows of the report apart, where rows of the cell say so. Without
+    demonstrations nothing is looked up, which is no setting of its own."""
+    every = [rows[0] for rows in cell.runs[0].predictions.values() if rows]
+    first = next(rows[0] for rows in found if rows)
+    looked_up = next((row["query_text"] for row in every if "query_text" in row), None)
+    told = {SHOTS: first.get("shots"), "query text": first.get("query_text", looked_up)}
+    if any("labels" in row for row in every):
+        told["tested labels"] = first.get("labels", "regular")
+    return {key: value for key, value in told.items() if value is not None}

@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainer.compare import compare
+from trainer.compare import compare, interval
 from trainer.metrics import score
+from trainer.predictions import FOLLOWING
 
 if TYPE_CHECKING:
     from trainer.report import Question, ReportRow, Scored
@@ -55,7 +56,24 @@ def _wrapped(sentences: Sequence[str]) -> list[str]:
 
 def findings(scored: "Scored") -> list[str]:
     """One sentence a question, then what a simpler row does better than everything tuned."""
-    return [*(_sentence(q, scored) for q in scored.questions if q.asked), *_gaps(scored), *_simpler(scored)]
+    asked = (_sentence(q, scored) for q in scored.questions if q.asked)
+    return [*asked, *_gaps(scored), *_following(scored), *_simpler(scored)]
+
+
+def _following(scored: "Scored") -> list[str]:
+    """What rows answered whose labels stood under each other's names: by the definitions shown, or by the names."""
+    lines = []
+    for row in scored.rows:
+        if any(FOLLOWING not in r["counts"] for run in row.cell() for r in run):
+            continue
+        try:
+            at = interval(row.cell(), FOLLOWING, confidence=scored.confidence, subsets=row.drawn())
+        except ValueError:  # no answer was either
+            lines.append(f"{row.name}: no answer followed a definition or a name.")
+            continue
+        said = f"{number(at.value)} ({number(at.ci_low)}–{number(at.ci_high)})"
+        lines.append(f"{row.name} follows the definition shown, not the label's own name, in {said} of its answers.")
+    return lines
 
 
 def _gaps(scored: "Scored") -> list[str]:
@@ -112,7 +130,7 @@ def _simpler(scored: "Scored") -> list[str]:
         rivals = [
             row
             for row in scored.rows
-            if row.kind == "cell" and (not control.recordings or row.recordings <= control.recordings)
+            if row.kind == "cell" and not row.apart and (not control.recordings or row.recordings <= control.recordings)
         ]
         if not rivals:
             continue
@@ -136,14 +154,19 @@ def methods(scored: "Scored") -> list[str]:
 
 
 def questions_note(scored: "Scored") -> list[str]:
-    """That several questions were asked, where they were."""
+    """Under which condition the rows are that name none, and that several questions were asked, where that is so."""
     asked = sum(q.asked for q in scored.questions)
-    if asked < 2:
-        return []
-    return [
-        f"{asked} questions were asked; each verdict is for its question alone, and its sentence says where it "
-        "does not survive Holm's adjustment for all of them."
-    ]
+    main = next((row.shots for row in scored.rows if not row.apart and row.shots is not None), None)
+    told = []
+    if main is not None and any(row.apart for row in scored.rows):
+        which = "Rows that do not say how they were tested are the main ones"
+        told.append(f"{which}: {main} demonstrations before every query.")
+    if asked > 1:
+        told.append(
+            f"{asked} questions were asked; each verdict is for its question alone, and its sentence says where it "
+            "does not survive Holm's adjustment for all of them."
+        )
+    return told
 
 
 # ------------------------------------------------------------------------------------------------------- table
