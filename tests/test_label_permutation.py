@@ -14,16 +14,17 @@ import yaml
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from trainer import answers
-from trainer.batch import groups
+from trainer.batch import assign, groups
 from trainer.context import NONE, Context, context
 from trainer.corpus import Reader
 from trainer.estimate import estimate
 from trainer.fields import SpecError
+from trainer.labels import names
 from trainer.plan import plan_stage
 from trainer.result import Result
 from trainer.run import run
 from trainer.sentence_encoder import sentence_encoder
-from trainer.spec import read_yaml
+from trainer.spec import builtin_tasks, read_yaml
 from trainer.store import FolderStore
 from trainer.strategies import LabelPermutation
 from trainer.study import expand, load
@@ -378,6 +379,25 @@ def test_the_examples_of_a_step_that_have_one_menu_share_it(world, scope, menus)
         assert [len(group.members) for group in shared] == [8]
 
 
+def test_the_examples_of_a_step_are_grouped_by_permutation(world):
+    """Every example of a step draws one of two permutations: those that drew the same share its menu, all in one
+    micro-batch after the other, so that a prefix is computed once for each run of them."""
+    resolved, corpus = job(world, {"pool_size": 2, "demonstrations": {"least": 1, "most": 2}})
+    (plan,), (found,) = contexts(resolved, corpus)
+    stage, tokens = resolved.stages[0], Tokens(world[0])
+    make = training_examples(resolved, corpus, {stage.name: found}, tokens, Recordings(16000))
+    step = [make(stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]), i) for i in range(8)]
+    drew = [names(resolved.spec.tasks[0], stage.view, 0, int(found.draw[i])).shown for i in range(8)]
+    shared = groups(step, audio_id=tokens.audio_id)
+    assert len(shared) == len({tuple(shown.items()) for shown in drew}) == 2
+    for group in shared:
+        assert len({tuple(drew[i].items()) for i in group.members}) == 1
+        menu = tokens.tokenizer.ids(step[group.members[0]].asked)
+        assert group.length > len(menu)
+    (batches,) = assign([len(e) for e in step], shared, budget=10_000)
+    assert batches == [[i for group in shared for i in group.members]]
+
+
 PRESETS = sorted((Path(__file__).parent.parent / "suites" / "presets").glob("label-permutation*.yaml"))
 
 
@@ -385,15 +405,14 @@ PRESETS = sorted((Path(__file__).parent.parent / "suites" / "presets").glob("lab
 def test_a_preset_plans_on_data_of_its_shape(path, tmp_path):
     """Where its data are not here, a few rows of the same tasks stand for them; the base is the tiny one."""
     given = {**read_yaml(path), "base": str(toy.TINY)}
-    tasks = {task["name"]: task for task in given["tasks"]}
-    for folder, name in (("slue-voxceleb", "sentiment"), ("slue-hvb", "dialog_acts")):
-        if name in tasks:
-            labels = tasks[name]["labels"]
+    for folder, name in (("slue-voxceleb", "slue_sentiment"), ("slue-hvb", "slue_dialog_acts")):
+        if name in given["tasks"]:
+            labels = builtin_tasks()[name].labels
             (tmp_path / folder / "audio").mkdir(parents=True)
-            for split in ("train", "test"):
+            for split in ("train", "dev", "test"):
                 rows = [
                     {"id": f"{split}-{n}", "task": name, "language": "en", "split": split, "text": f"{split} {n}",
-                     "label": labels[n % 3] if name == "sentiment" else labels[n : n + 2], "duration_s": 1.0,
+                     "label": labels[n % 3] if name == "slue_sentiment" else labels[n : n + 2], "duration_s": 1.0,
                      "audio": f"audio/{split}{n}.wav"} for n in range(9)
                 ]  # fmt: skip
                 for row in rows:
@@ -410,6 +429,7 @@ def test_a_preset_plans_on_data_of_its_shape(path, tmp_path):
         corpus = read(resolved.spec)
         plan = plan_stage(resolved, 0)
         made = context(resolved, 0, plan, corpus)
+        assert {row.task for row in corpus.shown()} == {row.task for row in corpus.test.rows}
         assert made.row.shape == (len(plan), resolved.stages[0].view.demonstrations.most)
     told = estimate(runs[0], corpus)
     assert any("demonstrations are counted" in note for note in told.notes)
