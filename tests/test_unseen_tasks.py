@@ -9,12 +9,13 @@ import soundfile
 import toy
 import yaml
 
+from trainer.estimate import _answering, estimate
 from trainer.fields import SpecError
 from trainer.predictions import FOLLOWING, put, read_predictions
 from trainer.resolve import check_pins
 from trainer.run import run
 from trainer.store import FolderStore
-from trainer.tokens import DataError
+from trainer.tokens import DataError, Tokens
 
 PITCH = {
     "name": "pitch", "instruction": {"en": "What is it like?"}, "answer": "label", "labels": ["dark", "light", "mild"],
@@ -117,6 +118,21 @@ def test_a_pool_that_has_changed_is_refused(world):
     pools = (replace(first, rows=first.rows[1:]), *rest)
     with pytest.raises(DataError, match=r"evaluate\.demos\.from\[0\]: pitch:train has changed"):
         check_pins(resolved, replace(corpus, pools=pools))
+
+
+def test_a_plan_counts_every_condition(world):
+    """Twice the conditions are twice the work, and demonstrations are read besides."""
+
+    def work(**given):
+        resolved, corpus = job(world, given)
+        return _answering(estimate(resolved, corpus), resolved, corpus, Tokens(world[0]))
+
+    once, both = work(demos={"k": 0}), work(demos={"k": 0}, labels=["symbol", "regular"])
+    assert both == pytest.approx([2 * value for value in once])
+    shown = work()
+    assert shown[1:] == both[1:]
+    # 6 queries in two modalities after two demonstrations, "Input: ... Answer: ..." of more than 10 tokens each.
+    assert shown[0] > both[0] + 6 * 2 * 2 * 10
 
 
 def test_the_hash_knows_a_pool_by_its_rows(world):

@@ -234,7 +234,14 @@ def _answering(
             read += share * statistics.fmean(map(sum, each))
             rounds += math.ceil(share / TOGETHER) * statistics.fmean(answer for _, answer in each)
             heard_s += share * audio if view == "speech" else 0.0
-    return read * spec.evaluate.decode.beams, heard_s, rounds
+    conditions = spec.evaluate.conditions().values()
+    if before := sum(one.shots for one in conditions):
+        shown = [u for u in corpus.shown() if u.text and u.label is not None][:COUNTED_DEMONSTRATIONS]
+        ways = bool(heard) + bool(said)
+        length = statistics.fmean(len(tokens.tokenizer.ids(demonstration(u, corpus.tasks[u.task]))) for u in shown)
+        read += before * length * count * ways / len(conditions)
+    times = len(conditions)
+    return times * read * spec.evaluate.decode.beams, times * heard_s, times * rounds
 
 
 def parameters(family: str, config: Mapping[str, Any]) -> tuple[int, int, int]:

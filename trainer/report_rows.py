@@ -105,7 +105,7 @@ def _baseline(cell: ScoredCell, apart: str) -> ReportRow:
 def _spoken(run: Run, apart: str = "") -> list[Row]:
     """What was answered to recordings, else to transcripts, under the condition that `apart` tells."""
     names = [f"{modality}.{apart}" if apart else modality for modality in (SPEECH, TEXT)]
-    return next(run.predictions[name] for name in names if name in run.predictions)
+    return next(found for name in names if (found := run.predictions.get(name)))
 
 
 def _beside(cell: ScoredCell, modality: str, scheme: str) -> list[ReportRow]:

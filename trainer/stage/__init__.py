@@ -113,7 +113,7 @@ class Stage(Spec):
 
 __all__ = [
     "DEPTHS", "AnyCurve", "AnyShare", "Balanced", "Contrastive", "CrossEntropy", "Curve", "Demonstrations",
-    "Distillation", "Divergences", "Diverse", "Labels", "Lookup", "Mixture", "Naming", "Objective", "Optimizer", "Plain",
-    "Ramp", "Rest", "Sampler", "Source", "Stage", "Steps", "Trainable", "Transcribe", "Twin", "View", "area", "cumulative",
-    "mean", "shares", "source_shares", "task_weights",
+    "Distillation", "Divergences", "Diverse", "Labels", "Lookup", "Mixture", "Naming", "Objective", "Optimizer",
+    "Plain", "Ramp", "Rest", "Sampler", "Source", "Stage", "Steps", "Trainable", "Transcribe", "Twin", "View", "area",
+    "cumulative", "mean", "shares", "source_shares", "task_weights",
 ]  # fmt: skip
