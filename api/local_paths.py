@@ -2,6 +2,7 @@
 
 from pathlib import PurePosixPath, PureWindowsPath
 
+from db import datasets
 from db.settings import Settings
 from trainer.fields import Problem, SpecError
 from trainer.spec import JobSpec
@@ -20,10 +21,7 @@ def confined(job: JobSpec, settings: Settings) -> None:
     The embedded service (`ATTUNE_TRUSTED`) runs as the user who asks, and may."""
     if settings.trusted:
         return
-    references = {f"data.{k}": getattr(job.data, k) for k in ("corpus", "text", "speech", "synthetic")}
-    references |= {f"evaluate.{k}": getattr(job.evaluate, k) for k in ("on", "dev")}
-    references |= {f"evaluate.guards[{n}]": ref for n, ref in enumerate(job.evaluate.guards)}
-    references |= {f"evaluate.demos.from[{n}]": ref for n, ref in enumerate(job.evaluate.demos.from_)}
+    references: dict[str, str | None] = dict(datasets.references(job.model_dump(mode="json", by_alias=True)))
     references |= {"base": None if "://" in job.base else job.base}
     problems = [
         Problem(field, ref, "names a place outside the service's data folders; use a relative reference without '..'")

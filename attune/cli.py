@@ -137,11 +137,12 @@ def _of_spec(spec: JobSpec | StudySpec, roots: list[Path]) -> dict[str, Report]:
         corpus = read(job)
         assert corpus.test is not None
         test = {"test": corpus.test.rows}
-        for source in corpus.sources.values():
-            if source.ref not in found:
-                found[source.ref] = validate_dataset(source.ref, roots, task=corpus.tasks, other_splits=test)
-        if corpus.test.ref not in found:
-            found[corpus.test.ref] = validate_dataset(corpus.test.ref, roots, task=corpus.tasks)
+        for part in (part for source in corpus.sources.values() for part in source.each()):
+            if part.ref not in found:
+                found[part.ref] = validate_dataset(part.ref, roots, task=corpus.tasks, other_splits=test)
+        for part in corpus.test.each():
+            if part.ref not in found:
+                found[part.ref] = validate_dataset(part.ref, roots, task=corpus.tasks)
     return found
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 DATA = (
-    "data.corpus", "data.text", "data.speech", "data.synthetic", "evaluate.on", "evaluate.dev", "evaluate.guards",
-    "evaluate.demos.from",
+    "data.corpus", "data.text", "data.speech", "data.synthetic", "data.extra_text", "source.data", "evaluate.on",
+    "evaluate.dev", "evaluate.guards", "evaluate.demos.from",
 )  # fmt: skip
 SHORT = {name.rpartition(".")[2] for name in DATA}
 """How the grid of a study may call them."""

@@ -116,13 +116,14 @@ def plan(resolved: Resolved, found: Estimate, *, as_json: bool) -> None:
         _dump({"spec_hash": resolved.hash, **found.to_json()})
         return
     print(f"{resolved.spec.name}: {found.steps} steps of {resolved.spec.global_batch} = {found.examples} examples")
+    wide = max(10, *map(len, found.sources))
     for name, s in found.sources.items():
         subset = f" of {s.available}" if s.available != s.rows else ""
         audio = f", {s.audio_s / 3600:.2f} h of audio" if s.modality == "speech" else ""
         about = "" if s.exact else "about "
         tokens = "tokens unknown" if s.tokens is None else f"{about}{s.tokens:,} tokens"
         print(
-            f"  {name:>10} as {s.modality:<6} {s.rows}{subset} rows, {s.presentations} presentations "
+            f"  {name:>{wide}} as {s.modality:<6} {s.rows}{subset} rows, {s.presentations} presentations "
             f"({s.times_shown:g} times each){audio}, {tokens}"
         )
     if resolved.stages:

@@ -39,7 +39,7 @@ UNSETTLED = ("uploading", "validating")
 
 _log = logging.getLogger("attune.datasets")
 _ID = re.compile(r"(file-[0-9a-z]{26})(?::[^/]*)?")
-FIELDS = ("corpus", "text", "speech", "synthetic")
+FIELDS = ("corpus", "text", "speech", "synthetic", "extra_text")
 URI, TASK, PARTS, MANIFEST = "uri", "task.yaml", "parts/", "manifest.jsonl"
 """What may lie below a data set's prefix before it is validated: a reference, or what was uploaded."""
 
@@ -220,12 +220,14 @@ def _unpacked_size(manifest: Path) -> int:
 
 def references(spec: Mapping[str, Any]) -> dict[str, str]:
     """{field: reference} of a job's data, as its spec (parsed or resolved) says them."""
-    data, evaluate = spec.get("data") or {}, spec.get("evaluate") or {}
-    found = {f"data.{name}": data.get(name) for name in FIELDS}
-    found |= {f"evaluate.{name}": evaluate.get(name) for name in ("on", "dev")}
-    found |= {f"evaluate.guards[{n}]": ref for n, ref in enumerate(evaluate.get("guards") or [])}
-    shown = (evaluate.get("demos") or {}).get("from") or []
-    found |= {f"evaluate.demos.from[{n}]": ref for n, ref in enumerate(shown)}
+    data, evaluate, source = (spec.get(name) or {} for name in ("data", "evaluate", "source"))
+    said = {f"data.{name}": data.get(name) for name in FIELDS}
+    said |= {f"evaluate.{name}": evaluate.get(name) for name in ("on", "dev", "guards")}
+    said["source.data"] = source.get("data")
+    said["evaluate.demos.from"] = (evaluate.get("demos") or {}).get("from")
+    found = {name: ref for name, ref in said.items() if isinstance(ref, str)}
+    several = {name: refs for name, refs in said.items() if isinstance(refs, list)}
+    found |= {f"{name}[{n}]": ref for name, refs in several.items() for n, ref in enumerate(refs)}
     return {name: ref for name, ref in found.items() if isinstance(ref, str)}
 
 

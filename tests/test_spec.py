@@ -76,7 +76,7 @@ def test_all_problems_are_listed_at_once():
 TURN = {"name": "turn", "instruction": {"en": "x"}, "answer": "label", "labels": ["go", "stop", "left", "right"]}
 # What only the corpus can tell.
 UNFIT = [
-    ({"source": {"language": "fr", "data": "x"}}, "source: cross-lingual transfer is not built yet"),
+    ({"source": {"language": "fr", "data": "nowhere"}}, "source.data: no data set 'nowhere' under"),
     ({"evaluate": {"folds": 5}}, "evaluate.folds: cross-validation is not built yet"),
     ({"evaluate": {"metric": "wer"}}, "evaluate.metric: is not defined for the answer form 'label' of task turn"),
     ({"evaluate": {"cascade": True}, "tuning": {"method": "full", "encoder": "frozen"}}, "evaluate.cascade"),

@@ -182,3 +182,41 @@ def test_all_controls_that_apply_are_the_default(tmp_path):
     ]  # fmt: skip
     alone = expand(study(tmp_path, grid={"scheme": ["text_only"]}), read_corpus)
     assert alone.controls == ["majority", "untuned", "cascade"]
+
+
+def test_order_exposure_and_restart_at_equal_steps(tmp_path):
+    """{spread, late} x {once, many}, each with and without the restart; text alone with and without it."""
+    grid = {"scheme": ["direct_mix", "curriculum"], "speech_presentations": [1, 4], "restart": ["on", "off"]}
+    also = [{"scheme": "text_only", "restart": restart} for restart in ("on", "off")]
+    free = study(corpus_folder(tmp_path), grid=grid, also=also, steps=30, hold={"speech_presentations": "free"})
+    found = expand(free, read_corpus)
+    assert len(found.cells) == 10
+    assert {run.steps for cell in found.cells for run in cell.runs} == {30}
+    times = {c.name: presentations(c.runs[0]) for c in found.cells}
+    assert times["curriculum speech_presentations=4 restart=off"] == pytest.approx(4)
+    assert times["direct_mix speech_presentations=1 restart=on"] == pytest.approx(1)
+    assert len(found.jobs()) == 10 + len(found.baselines)
+    twins = [note for note in found.notes if "is the exposure-matched control of" in note]
+    assert "direct_mix speech_presentations=4 restart=off is the exposure-matched control of curriculum " \
+        "speech_presentations=4 restart=off" in twins  # fmt: skip
+    assert "direct_mix speech_presentations=4 restart=on is the exposure-matched control of curriculum " \
+        "speech_presentations=4 restart=on" in twins  # fmt: skip
+
+
+def test_no_recordings_is_text_alone_and_the_curriculum_its_restart(tmp_path):
+    grid = {"scheme": ["text_only", "direct_mix", "curriculum"], "speech_fraction": [0, "100%"]}
+    found = expand(study(corpus_folder(tmp_path), grid=grid, controls=["exposure_matched"]), read_corpus)
+    stages = {c.name: [s.name for s in c.runs[0].stages] for c in found.cells}
+    assert stages["direct_mix speech_fraction=0"] == ["text_only"]
+    assert stages["curriculum speech_fraction=0"] == ["text_first", "text_last"]
+    assert "direct_mix speech_fraction=0: trains the same as text_only, so once" in found.notes
+    assert not any("exposure of curriculum speech_fraction=0" in c.name for c in found.cells)
+
+
+def test_a_curve_of_the_share_is_kept_and_said(tmp_path):
+    ramp = {"kind": "linear", "start": 0.1, "end": 0.5}
+    recipe = {"name": "limited_speech", "speech_share": ramp}
+    grid = {"scheme": ["direct_mix", "curriculum"]}
+    found = expand(study(corpus_folder(tmp_path), recipe=recipe, steps=30, grid=grid), read_corpus)
+    assert all(c.runs[0].stages[-1].mix["speech"].kind == "linear" for c in found.cells[:2])
+    assert any("is not held; recordings are shown" in note for note in found.notes)

@@ -2,23 +2,23 @@
 
 import contextlib
 import hashlib
-import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from trainer import streamed
 from trainer.fields import UnfitDataError, problem
+from trainer.leaks import plain
 from trainer.manifest import ManifestError, Utterance, fingerprint, load, locate, manifests_in
-from trainer.rng import permutation
 from trainer.spec import Data, JobSpec, Task, builtin_tasks, read_task
+from trainer.stage import field_of
+from trainer.subset import first, subset
 
-Modality = Literal["text", "speech"]
-MODALITY: dict[str, Modality] = {"text": "text", "speech": "speech", "synthetic": "speech"}
+HEARD = ("speech", "synthetic", "source_speech")
+"""Sources that the hearing check may listen to, the first there is."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,26 @@ class SourceRows:
     rows: list[Utterance]
     """Usable rows, audio paths absolute."""
     available: int
-    """Rows before `speech_fraction` or `speech_per_label` chose among them."""
+    """Rows before any were chosen among them."""
     folder: Path
-    """Folder that the manifest's audio paths are relative to."""
+    """Folder that the manifest's audio paths are relative to; of several data sets that of the first."""
+    parts: tuple["SourceRows", ...] = ()
+    """The data sets that it is put together from, where there are several."""
+
+    def each(self) -> tuple["SourceRows", ...]:
+        """Its data sets."""
+        return self.parts or (self,)
+
+    @property
+    def refs(self) -> str | list[str]:
+        """Its reference, or those of its data sets."""
+        return [part.ref for part in self.parts] or self.ref
 
     @cached_property
     def sha256(self) -> str:
         """Fingerprint of the usable rows: manifest lines and the bytes of their recordings (in S3: size and ETag)."""
+        if self.parts:
+            return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
         digest = hashlib.sha256(fingerprint(self.rows, self.folder).encode())
         for path in dict.fromkeys(u.audio for u in self.rows if u.audio):
             digest.update(_bytes_of(path))
@@ -73,6 +86,10 @@ class Corpus:
         every = {task: {name: n[task] for name, n in found.items() if n[task]} for task in self.tasks if shows(task)}
         return {task: rows for task, rows in every.items() if rows}
 
+    def heard(self) -> str | None:
+        """The source that the hearing check listens to."""
+        return next((name for name in HEARD if name in self.sources and self.sources[name].rows), None)
+
     def counts(self) -> dict[str, int]:
         """Usable rows per source."""
         return {name: len(s.rows) for name, s in self.sources.items()}
@@ -86,6 +103,9 @@ class Guarded:
     tasks: dict[str, Task]
 
 
+Roots = Sequence[Path | str]
+Fields = Sequence[tuple[str, SourceRows]]
+"""Rows, each with the field that gives them."""
 _hashed: dict[tuple[str, int, int], bytes] = {}
 
 
@@ -107,36 +127,30 @@ def _bytes_of(path: str) -> bytes:
 class Reader:
     """Reads corpora for many jobs of one process, each data set once."""
 
-    def __init__(self, roots: Sequence[Path | str] = (".",)):
+    def __init__(self, roots: Roots = (".",)):
         self.roots, self._read = roots, {}
 
     def __call__(self, spec: JobSpec) -> Corpus:
         given = [t if isinstance(t, str) else t.name for t in spec.tasks or []]
         evaluate = spec.evaluate
         also = f"{evaluate.guards} {evaluate.demos.from_ if evaluate.demos.most else []}"
-        key = f"{spec.data!r} {evaluate.on} {evaluate.dev} {evaluate.select} {also} {given}"
+        key = f"{spec.data!r} {spec.source!r} {spec.language} {given} "
+        key += f"{evaluate.on} {evaluate.dev} {evaluate.select} {also}"
         if key not in self._read:
             self._read[key] = read_corpus(spec, self.roots)
         return self._read[key]
 
 
-def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
+def read_corpus(spec: JobSpec, roots: Roots = (".",)) -> Corpus:
     """Read what the spec names. SpecError names the field whose data set is missing, empty or unfit."""
     data = spec.data
     sources: dict[str, SourceRows] = {}
     if data.corpus:
-        whole = _read("data.corpus", data.corpus, roots, "train")
-        texts = [u for u in whole.rows if u.text]
-        if texts:
-            sources["text"] = SourceRows(whole.ref, texts, len(texts), whole.folder)
-        if any(u.audio for u in whole.rows):
-            sources["speech"] = _recordings("data.corpus", whole, data)
+        sources |= _both("data.corpus", _read("data.corpus", data.corpus, roots, "train"), data)
     if data.text:
         found = _read("data.text", data.text, roots, "train")
-        if bare := [u.id for u in found.rows if not u.text]:
-            message = f"{len(bare)} rows have no text, the first is {bare[0]}"
-            raise problem("data.text", message, data.text, UnfitDataError)
-        sources["text"] = found
+        _need_text("data.text", found, data.text)
+        sources["text"] = _sentences("data.text", found, data)
     if data.synthetic:
         found = _read("data.synthetic", data.synthetic, roots, "train")
         _need_audio("data.synthetic", found, data.synthetic)
@@ -145,52 +159,31 @@ def read_corpus(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> Corpus:
         found = _read("data.speech", data.speech, roots, "train")
         _need_audio("data.speech", found, data.speech)
         sources["speech"] = _recordings("data.speech", found, data)
+        if "text" in sources and data.pairing == "replace":
+            words = {_words(u) for u in sources["speech"].rows if u.text}
+            sources["text"] = _without(sources["text"], lambda u: _words(u) in words)
     test = _test(spec, roots)
+    if data.extra_text:
+        sources["extra_text"] = _extra(spec, sources.get("text"), test, roots)
+    if spec.source:
+        sources |= _lent(spec, roots)
     dev = _dev(spec, roots)
     held = [found for found in (test, dev) if found]
     pools = _pools(spec, roots, test, dev)
     tasks = _tasks(spec, [*sources.values(), *held, *pools])
-    trained = {f"data.{name}": source for name, source in sources.items()}
+    trained = [(field_of(name), source) for name, source in sources.items()]
     _no_leak(trained, test, "test")
-    _no_leak({**trained, "evaluate.on": test} if test else trained, dev, "dev")
+    _no_leak([*trained, *([("evaluate.on", test)] if test else [])], dev, "dev")
     guards = tuple(_guarded(n, ref, roots, trained) for n, ref in enumerate(spec.evaluate.guards))
     return Corpus(sources, test, tasks, dev, guards, pools)
 
 
-def subset(rows: list[Utterance], data: Data, field: str) -> list[Utterance]:
-    """The recordings that may be used: a prefix of one seeded order, so that 2 % is part of 5 %.
-
-    The order depends on ids and `subset_seed` alone, not on the order of the manifest.
-    """
-    if data.speech_fraction == 1.0 and data.speech_per_label is None:
-        return rows
-    by_id = sorted(rows, key=lambda u: u.id)
-    order = [by_id[i] for i in permutation(data.subset_seed, "subset", len(by_id))]
-    if data.speech_per_label is None:
-        count = math.ceil(data.speech_fraction * len(order) - 1e-9)
-        kept = order[:count]
-    else:
-        kept, seen = [], defaultdict(int)
-        for row in order:
-            if not isinstance(row.label, str):
-                raise problem(
-                    "data.speech_per_label",
-                    f"row {row.id} of {field} has no single label; use speech_fraction",
-                    data.speech_per_label,
-                )
-            if seen[row.label] < data.speech_per_label:
-                seen[row.label] += 1
-                kept.append(row)
-        short = {k: n for k, n in seen.items() if n < data.speech_per_label}
-        if short:
-            label, n = min(short.items(), key=lambda kv: kv[1])
-            raise problem(
-                "data.speech_per_label",
-                f"label '{label}' has {n} recordings; ask for at most {n}",
-                data.speech_per_label,
-            )
-    chosen = {u.id for u in kept}
-    return [u for u in rows if u.id in chosen]
+def _sentences(field: str, found: SourceRows, data: Data) -> SourceRows:
+    """The sentences that may be used."""
+    texts = [u for u in found.rows if u.text]
+    count = len(texts) if data.text_rows is None else data.text_rows
+    kept = first(texts, count, data.subset_seed, "data.text_rows", "sentences")
+    return SourceRows(found.ref, kept, len(texts), found.folder)
 
 
 def _recordings(field: str, found: SourceRows, data: Data) -> SourceRows:
@@ -198,12 +191,86 @@ def _recordings(field: str, found: SourceRows, data: Data) -> SourceRows:
     return SourceRows(found.ref, subset(heard, data, field), len(heard), found.folder)
 
 
+def _both(field: str, whole: SourceRows, data: Data) -> dict[str, SourceRows]:
+    """Sentences and recordings of a corpus that may be used, as far as it has any."""
+    found = {"text": _sentences(field, whole, data)}
+    among = replace(whole, rows=found["text"].rows) if data.text_rows else whole
+    found["speech"] = replace(_recordings(field, among, data), available=sum(u.audio is not None for u in whole.rows))
+    if data.pairing == "replace":
+        heard = {u.id for u in found["speech"].rows}
+        found["text"] = _without(found["text"], lambda u: u.id in heard)
+    return {name: rows for name, rows in found.items() if rows.available}
+
+
+def _without(texts: SourceRows, heard: Callable[[Utterance], bool]) -> SourceRows:
+    """The sentences in whose place no recording stands."""
+    left = [u for u in texts.rows if not heard(u)]
+    if texts.rows and not left:
+        message = f"recordings stand in the place of all {len(texts.rows)} sentences; use add, or fewer recordings"
+        raise problem("data.pairing", message, "replace")
+    return replace(texts, rows=left)
+
+
+def _extra(spec: JobSpec, texts: SourceRows | None, test: SourceRows | None, roots: Roots) -> SourceRows:
+    """Further sentences of the target language, without what the test says and what is trained on anyway."""
+    field, ref = "data.extra_text", spec.data.extra_text or ""
+    found = _read(field, ref, roots, "train")
+    _need_text(field, found, ref)
+    _only_in([spec.language], field, found)
+    known = {_words(u) for rows in (texts, test) if rows for u in rows.rows if u.text}
+    kept = [u for u in found.rows if _words(u) not in known]
+    if not kept:
+        raise problem(field, "the test or the text has every one of its sentences; leave it out", ref, UnfitDataError)
+    return replace(found, rows=kept)
+
+
+def _lent(spec: JobSpec, roots: Roots) -> dict[str, SourceRows]:
+    """Sentences and recordings of the source languages."""
+    assert spec.source is not None
+    lent: dict[str, list[SourceRows]] = {}
+    how = {"speech_fraction": spec.source.speech_fraction, **spec.data.model_dump(include={"subset_seed", "pairing"})}
+    for ref in spec.source.references:
+        whole = _read("source.data", ref, roots, "train")
+        _only_in(spec.source.languages, "source.language", whole)
+        for name, rows in _both("source.data", whole, Data(corpus=ref, **how)).items():
+            lent.setdefault(f"source_{name}", []).append(rows)
+    return {name: together(parts) for name, parts in lent.items()}
+
+
+def together(parts: Sequence[SourceRows]) -> SourceRows:
+    """Data sets as one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = [u for part in parts for u in part.rows]
+    available = sum(part.available for part in parts)
+    return SourceRows(", ".join(part.ref for part in parts), rows, available, parts[0].folder, tuple(parts))
+
+
+def _words(row: Utterance) -> tuple[str, str]:
+    """Language without region, and words, whatever case and punctuation."""
+    language, words = plain(row)
+    return language.split("-")[0], words
+
+
+def _only_in(languages: Sequence[str], field: str, found: SourceRows) -> None:
+    """UnfitDataError for rows of other languages (regions do not matter)."""
+    known = {tag.split("-")[0] for tag in languages}
+    if other := next((u for u in found.rows if u.language.split("-")[0] not in known), None):
+        message = f"row {other.id} of {found.ref} is in {other.language}, not in {' or '.join(languages)}; take it out"
+        raise problem(field, message, kind=UnfitDataError)
+
+
+def _need_text(field: str, found: SourceRows, ref: str) -> None:
+    if bare := [u.id for u in found.rows if not u.text]:
+        raise problem(field, f"{len(bare)} rows have no text, the first is {bare[0]}", ref, UnfitDataError)
+
+
 def _need_audio(field: str, found: SourceRows, ref: str) -> None:
     if mute := [u.id for u in found.rows if not u.audio]:
         raise problem(field, f"{len(mute)} rows have no recording, the first is {mute[0]}", ref, UnfitDataError)
 
 
-def _read(field: str, ref: str, roots: Sequence[Path | str], default_split: str | None) -> SourceRows:
+def _read(field: str, ref: str, roots: Roots, default_split: str | None) -> SourceRows:
     try:
         where = locate(ref, roots)
         plain_folder = where.split is None and len(where.files) != 1
@@ -223,8 +290,10 @@ def _read(field: str, ref: str, roots: Sequence[Path | str], default_split: str 
     return SourceRows(ref_used, rows, len(rows), where.folder)
 
 
-def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
+def _test(spec: JobSpec, roots: Roots) -> SourceRows | None:
     """The rows that the job is scored on; by default the speech data's test split, else its dev split."""
+    if isinstance(spec.evaluate.on, list):
+        return _one_test([_read("evaluate.on", ref, roots, "test") for ref in spec.evaluate.on])
     if spec.evaluate.on:
         return _read("evaluate.on", spec.evaluate.on, roots, "test")
     base = spec.data.corpus or spec.data.speech
@@ -243,7 +312,21 @@ def _test(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
     raise problem("evaluate.on", f"{base} has neither a test nor a dev split; give evaluate.on")
 
 
-def _dev(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
+def _one_test(parts: list[SourceRows]) -> SourceRows:
+    """Several test sets as one. Predictions are told apart by the utterance's id, so no id may stand twice."""
+    if not parts:
+        raise problem("evaluate.on", "names no test set; name one, or leave it out")
+    seen: dict[str, int] = {}
+    for n, part in enumerate(parts):
+        for row in part.rows:
+            if (other := seen.setdefault(row.id, n)) != n:
+                where = f"{parts[other].ref} and in {part.ref}"
+                message = f"utterance {row.id} is in {where}; make ids unique, for example by the language"
+                raise problem("evaluate.on", message, kind=UnfitDataError)
+    return together(parts)
+
+
+def _dev(spec: JobSpec, roots: Roots) -> SourceRows | None:
     """The rows that checkpoints are scored on; where none are named but a choice is wanted, the speech data's."""
     if spec.evaluate.dev or spec.evaluate.select == "last":
         return _read("evaluate.dev", spec.evaluate.dev, roots, "dev") if spec.evaluate.dev else None
@@ -258,7 +341,7 @@ def _dev(spec: JobSpec, roots: Sequence[Path | str]) -> SourceRows | None:
 
 
 def _pools(
-    spec: JobSpec, roots: Sequence[Path | str], test: SourceRows | None, dev: SourceRows | None
+    spec: JobSpec, roots: Roots, test: SourceRows | None, dev: SourceRows | None
 ) -> tuple[SourceRows, ...]:
     """The rows of `evaluate.demos.from` that name a task of the test, none of them tested."""
     demos, found = spec.evaluate.demos, []
@@ -270,13 +353,13 @@ def _pools(
         if not pool.rows:
             has = ", ".join(sorted({u.task for u in whole.rows}))
             raise problem(field, f"has rows of {has}, none of the test's {', '.join(sorted(tested))}", ref)
-        _no_leak({field: pool}, test, "test")
-        _no_leak({field: pool}, dev, "dev")
+        _no_leak([(field, pool)], test, "test")
+        _no_leak([(field, pool)], dev, "dev")
         found.append(pool)
     return tuple(found)
 
 
-def _guarded(n: int, ref: str, roots: Sequence[Path | str], trained: dict[str, SourceRows]) -> Guarded:
+def _guarded(n: int, ref: str, roots: Roots, trained: Fields) -> Guarded:
     field = f"evaluate.guards[{n}]"
     found = _read(field, ref, roots, "test")
     known = tasks_of(ref, roots)
@@ -287,7 +370,7 @@ def _guarded(n: int, ref: str, roots: Sequence[Path | str], trained: dict[str, S
     return Guarded(found, {u.task: known[u.task] for u in found.rows})
 
 
-def tasks_of(ref: str, roots: Sequence[Path | str] = (".",)) -> dict[str, Task]:
+def tasks_of(ref: str, roots: Roots = (".",)) -> dict[str, Task]:
     """The tasks that a data set's rows may name: built in, and its own task.yaml."""
     known = builtin_tasks()
     path = locate(ref, roots).folder / "task.yaml"
@@ -300,7 +383,7 @@ def tasks_of(ref: str, roots: Sequence[Path | str] = (".",)) -> dict[str, Task]:
 def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
     """The tasks of all rows: as given in the spec, else in the data sets' task.yaml, else built in."""
     known = builtin_tasks()
-    for source in read:
+    for source in (part for found in read for part in found.each()):
         path = source.folder / "task.yaml"
         if path.is_file():
             task = read_task(path)
@@ -322,14 +405,17 @@ def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
     return {name: tasks[name] for name in tasks if name in wanted}
 
 
-def _no_leak(sources: dict[str, SourceRows], held: SourceRows | None, kind: str) -> None:
+def _no_leak(sources: Fields, held: SourceRows | None, kind: str) -> None:
     """No utterance of the sources, by their fields, is among those that are held out; shared texts are for `attune
-    validate` to report."""
+    validate` to report. An id in two languages numbers a sentence: no leak, unless the words are the same too."""
     if held is None:
         return
-    kept = {(u.audio, u.offset_s) for u in held.rows if u.audio} | {(held.folder, u.id) for u in held.rows}
-    for field, source in sources.items():
-        for row in source.rows:
-            if (row.audio, row.offset_s) in kept or (source.folder, row.id) in kept:
+    heard = {(u.audio, u.offset_s) for u in held.rows if u.audio}
+    kept = {(part.folder, u.id): u for part in held.each() for u in part.rows}
+    for field, part in ((field, part) for field, source in sources for part in source.each()):
+        for row in part.rows:
+            other = kept.get((part.folder, row.id))
+            same = other is not None and (other.language == row.language or (row.text and other.text == row.text))
+            if same or (row.audio, row.offset_s) in heard:
                 message = f"utterance {row.id} is in the {kind} set too; take it out of one of them"
                 raise problem(field, message, kind=UnfitDataError)

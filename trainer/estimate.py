@@ -299,6 +299,7 @@ def mix_chart(resolved: Resolved, width: int = 60) -> list[str]:
     total = resolved.steps
     lines = []
     names = list(resolved.sources)
+    wide = max(10, *map(len, names))
     for name in names:
         line = ""
         for n, stage in enumerate(resolved.stages):
@@ -308,8 +309,8 @@ def mix_chart(resolved: Resolved, width: int = 60) -> list[str]:
                 share = np.diff(cumulative(stage.mix[name], columns), prepend=0.0)  # type: ignore[index]
             line += ("|" if n else "") + "".join(BARS[int(np.ceil(s * 8 - 1e-9))] for s in share)
         shares = [f"{_mean(stage.mix.get(name)):.0%}" for stage in resolved.stages]  # type: ignore[arg-type]
-        lines.append(f"{name:>10} {line}  {' | '.join(shares)}")
-    lines.append(f"{'':>10} " + " | ".join(f"{s.name}: {s.steps} steps" for s in resolved.stages))
+        lines.append(f"{name:>{wide}} {line}  {' | '.join(shares)}")
+    lines.append(f"{'':>{wide}} " + " | ".join(f"{s.name}: {s.steps} steps" for s in resolved.stages))
     return lines
 
 

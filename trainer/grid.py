@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.fields import problem
-from trainer.spec import Data, Demos, Evaluate, JobSpec, Resources, Tuning
+from trainer.spec import Data, Demos, Evaluate, JobSpec, Resources, SourceLanguage, Tuning
 from trainer.stage import Optimizer
 from trainer.strategies import STRATEGIES
 
@@ -20,6 +20,11 @@ def said(key: str, value: Any) -> str:
     if value is None:
         return "all recordings" if key in ("speech_per_label", "speech_fraction") else f"{key}=default"
     return f"{value} per label" if key == "speech_per_label" else f"{key}={value}"
+
+
+def short(key: str) -> str:
+    """A field as its cell is named after it: without its table, unless that is the source languages'."""
+    return key if key.startswith("source.") else key.split(".")[-1]
 
 
 def points(
@@ -44,7 +49,11 @@ def _without_recordings(point: dict[str, Any], template: Mapping[str, Any]) -> d
     scheme = point.get("recipe.scheme", recipe.get("scheme") if isinstance(recipe, Mapping) else None)
     if scheme not in WITHOUT_RECORDINGS:
         return point
-    unused = ("data.speech_fraction", "data.speech_per_label", "data.subset_seed")
+    unused = {f"data.{name}" for name in ("speech_fraction", "speech_per_label", "speech_rows", "pairing")}
+    unused.add("source.speech_fraction")
+    data = template.get("data", {})
+    if point.get("data.text_rows") is None and not (isinstance(data, Mapping) and data.get("text_rows") is not None):
+        unused.add("data.subset_seed")  # which chooses sentences too, where not all of them are used
     return {key: value for key, value in point.items() if key not in unused}
 
 
@@ -53,7 +62,7 @@ def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
     paths = _paths(template)
     if key in paths:
         return key
-    matches = sorted(p for p in paths if p.split(".")[-1] == key)
+    matches = sorted(p for p in paths if p.split(".")[-1] == key and not p.startswith("source."))
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -76,6 +85,8 @@ def _paths(template: Mapping[str, Any]) -> set[str]:
         "evaluate.demos": Demos,
         "resources": Resources,
     }
+    if template.get("source"):
+        nested["source"] = SourceLanguage
     paths = set(JobSpec.model_fields) - {"name", "spec_version"} - set(nested) | {"recipe"}
     for prefix, model in nested.items():
         fields = model.model_fields.items()

@@ -7,7 +7,17 @@ from trainer.fields import Problem, SpecError, nearest, problem
 from trainer.formats import FORMATS
 from trainer.metrics import METRICS
 from trainer.spec import JobSpec, Task
-from trainer.stage import Balanced, Mixture, Stage, Transcribe, cumulative, source_shares
+from trainer.stage import (
+    RECORDINGS,
+    Balanced,
+    Mixture,
+    Stage,
+    Transcribe,
+    cumulative,
+    field_of,
+    hears,
+    source_shares,
+)  # fmt: skip
 from trainer.strategies import Baseline, Custom, Untuned
 from trainer.tokens import check_window
 
@@ -32,10 +42,10 @@ def refuse_idle(stages: Sequence[Stage], spec: JobSpec) -> None:
     }
     for n, stage in enumerate(stages):
         opened = [part for part, on in stage.trainable if on]
-        hears = any(float(cumulative(share, 1)[-1]) > 0 for source, share in stage.mix.items() if source != "text")
-        if any(learns[part] and (hears or part == "lm") for part in opened):
+        heard = any(float(cumulative(share, 1)[-1]) > 0 for source, share in stage.mix.items() if hears([source]))
+        if any(learns[part] and (heard or part == "lm") for part in opened):
             continue
-        can = [part for part, does in learns.items() if does and (hears or part == "lm")]
+        can = [part for part, does in learns.items() if does and (heard or part == "lm")]
         remedy = f"open {' or '.join(can)}" if can else "mix in recordings, or use method: lora"
         why = f"opens only {', '.join(opened)}" if opened else "opens no part"
         if frozen := [part for part in opened if not learns[part]]:
@@ -66,7 +76,31 @@ def refuse_unfit(stages: Sequence[Stage], spec: JobSpec, corpus: Corpus) -> None
         for source in stage.mix if stage.objective.twin or isinstance(stage.view, Transcribe) else ():
             if bare := [u.id for u in corpus.sources[source].rows if not u.text and stage.shows(u.task)]:
                 message = f"{len(bare)} rows have no transcript, which stage {stage.name} needs; the first is {bare[0]}"
-                problems.append(Problem(f"data.{source}", corpus.sources[source].ref, message))
+                problems.append(Problem(field_of(source), corpus.sources[source].ref, message))
+    if problems:
+        raise SpecError(problems)
+
+
+def refuse_unshown(used: Sequence[str], spec: JobSpec, corpus: Corpus) -> None:
+    """SpecError for data of other languages, further sentences and replaced ones that would have no effect, and for a
+    target language that is not tested. `used`: the sources that are shown."""
+    assert corpus.test is not None, "resolve() refuses a job without a test set"
+    problems = []
+    rows = {name: count for name, count in corpus.counts().items() if count}
+    if spec.source and not any(source.startswith("source_") for source in used):
+        message = f"recipe {spec.recipe.name} shows none of its rows; use limited_speech or sft, or leave source out"
+        problems.append(Problem("source", None, message))
+    if spec.source and not any(u.language.split("-")[0] == spec.language.split("-")[0] for u in corpus.test.rows):
+        there = ", ".join(sorted({u.language for u in corpus.test.rows}))
+        message = f"no row is in the target language, {spec.language}, but in {there}; add a test set in it"
+        problems.append(Problem("evaluate.on", corpus.test.ref, message))
+    if "extra_text" in rows and "extra_text" not in used:
+        message = f"recipe {spec.recipe.name} shows none of its sentences; use limited_speech or sft, or leave it out"
+        problems.append(Problem("data.extra_text", spec.data.extra_text, message))
+    replaced = [source for source in RECORDINGS if source in rows]
+    if spec.data.pairing == "replace" and replaced and not any(source in used for source in replaced):
+        message = "leaves out the sentences of recordings that are not shown; use add"
+        problems.append(Problem("data.pairing", "replace", message))
     if problems:
         raise SpecError(problems)
 
@@ -109,8 +143,6 @@ def refuse_unbalanced(stages: Sequence[Stage], corpus: Corpus, *, custom: bool) 
 def refuse_unbuilt(spec: JobSpec) -> None:
     """SpecError for what the contract can say but this version cannot do."""
     problems = []
-    if spec.source is not None:
-        problems.append(Problem("source", None, "cross-lingual transfer is not built yet; leave source out"))
     if spec.evaluate.folds is not None:
         message = "cross-validation is not built yet; leave folds out and name a test set in evaluate.on"
         problems.append(Problem("evaluate.folds", spec.evaluate.folds, message))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import rfc8785
 
 from trainer.bases import pin_base
-from trainer.corpus import MODALITY, Corpus, Guarded, SourceRows, read_corpus
+from trainer.corpus import Corpus, Guarded, SourceRows, read_corpus
 from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.labels import pin_encoder, refuse_conditions, refuse_names
 from trainer.metrics import METRICS, default_metrics
@@ -19,9 +19,10 @@ from trainer.refusals import (
     refuse_unbalanced,
     refuse_unbuilt,
     refuse_unfit,
+    refuse_unshown,
 )  # fmt: skip
 from trainer.spec import Demos, JobSpec, Task
-from trainer.stage import Stage
+from trainer.stage import MODALITY, Stage, field_of
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, TaskRows, Untuned
 from trainer.tokens import DataError, check_window, family_of
 
@@ -50,9 +51,6 @@ ADDED: dict[str, Any] = {
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
 out of the hash at that value, so that a stored job hashes alike under every version. `*`: every item of a list or
 mapping."""
-
-HEARD = ("speech", "synthetic")
-"""Sources that the hearing check may listen to, the first there is."""
 
 
 class SourcePin(Spec):
@@ -118,6 +116,8 @@ class Resolved(Spec):
         for path, default in ADDED.items():
             _leave_out(doc, path.split("."), default)
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
+        if doc["spec"]["source"]:
+            doc["spec"]["source"] = {"language": doc["spec"]["source"]["language"]}
         doc["spec"]["evaluate"]["on"] = None
         del doc["spec"]["evaluate"]["dev"], doc["spec"]["evaluate"]["guards"]
         if doc["spec"]["encoder_window"] == "family":
@@ -181,12 +181,14 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     if isinstance(spec.recipe, Baseline):
         used = spec.recipe.learns_from(corpus.counts())
         spec = _one_answer(spec, corpus)
+    else:
+        refuse_unshown(used, spec, corpus)
     tested = {u.task for u in corpus.test.rows}
     refuse_names(stages, corpus, custom=isinstance(spec.recipe, Custom))
     stages = [pin_encoder(stage) for stage in stages]
     # also those of rows that no stage shows: the resolved spec reads the same corpus again
     tasks = [_scored(t, spec) if t.name in tested else t for t in corpus.tasks.values()]
-    heard = next((n for n in HEARD if n in corpus.sources), None)
+    heard = corpus.heard()
     refuse_decoding(spec, [t for t in tasks if t.name in tested])
     refuse_conditions(spec, corpus)
     tuning = spec.tuning
@@ -205,7 +207,7 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         raise problem("evaluate.demos.k", "no source has transcripts with labels to show", demos.k)
     if demos.encoder and demos.most:
         demos = demos.model_copy(update={"revision": pin_base(demos.retriever, demos.revision)})
-    named = {"metric": metric, "on": corpus.test.ref, "dev": dev and dev.ref, "demos": demos}
+    named = {"metric": metric, "on": corpus.test.refs, "dev": dev and dev.ref, "demos": demos}
     evaluate = spec.evaluate.model_copy(update=named)
     settled = {"tasks": tasks, "tuning": tuning, "recipe": recipe, "evaluate": evaluate}
     return Resolved(
@@ -253,7 +255,7 @@ def read_and_resolve(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> tup
 def check_pins(resolved: Resolved, corpus: Corpus) -> None:
     """The data are those that the job was resolved with, the test rows among them; else DataError."""
     assert corpus.test is not None, "resolve() refuses a job without a test set"
-    pinned = [(f"data.{name}", pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
+    pinned = [(field_of(name), pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
     pinned.append(("evaluate.on", resolved.test, corpus.test))
     if resolved.demos is not None:
         pinned.append(("evaluate.demos", resolved.demos, corpus.sources[corpus.demonstrators() or ""]))
@@ -266,8 +268,8 @@ def check_pins(resolved: Resolved, corpus: Corpus) -> None:
     for n, (guard, found) in enumerate(zip(resolved.guards, corpus.guards, strict=True) if resolved.guards else ()):
         pinned.append((f"evaluate.guards[{n}]", guard.pin, found.source))
     if resolved.hearing is not None:
-        name = next(name for name in HEARD if name in corpus.sources)
-        pinned.append((f"data.{name}", resolved.hearing, corpus.sources[name]))
+        name = corpus.heard() or ""
+        pinned.append((field_of(name), resolved.hearing, corpus.sources[name]))
     for field, pin, found in pinned:
         if found.sha256 != pin.sha256:
             raise DataError(f"{field}: {pin.ref} has changed since the job was resolved; submit it again")

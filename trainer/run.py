@@ -30,7 +30,7 @@ from trainer.loop import Event, Loop, Outcome
 from trainer.plan import StagePlan
 from trainer.predictions import Row, to_lines
 from trainer.ranks import Ranks, StoppedError, checked
-from trainer.resolve import HEARD, Resolved, check_pins
+from trainer.resolve import Resolved, check_pins
 from trainer.result import Lineage, Result
 from trainer.sentence_encoder import sentence_encoder
 from trainer.store import ConflictError, Store
@@ -214,13 +214,13 @@ class _Job:
         with self.ranks.together():
             if self.ranks.rank == 0 and not self.store.exists(key):
                 # Real recordings even where no stage shows them: they are what the job is for.
-                heard = [self.corpus.sources[n].rows for n in HEARD if n in self.corpus.sources]
-                spoken = next((u for rows in heard for u in rows if u.audio), None)
-                if spoken is None:
+                heard = self.corpus.heard()
+                if heard is None:
                     found = {"encoder": "frozen", "verdict": "no recordings to train on, so the encoder stays frozen"}
                 else:
-                    task = self.tasks[spoken.task]
-                    found = asdict(hearing.check(model, heard[0], task, recordings=self.recordings, between=between))
+                    rows = self.corpus.sources[heard].rows
+                    task = self.tasks[rows[0].task]
+                    found = asdict(hearing.check(model, rows, task, recordings=self.recordings, between=between))
                 self.put_shared(key, json.dumps(found, indent=1) + "\n")
         with self.ranks.together():
             self.hearing = settled = json.loads(self.store.get(key))

@@ -166,7 +166,7 @@ def _settle_encoder(expanded: Expanded, read: Reader, model, store: Store) -> Ex
     key = f"hearing/{widest.hearing.sha256[:16]}.json"
     if not store.exists(key):
         corpus = read(widest.spec)
-        rows = (corpus.sources.get("speech") or corpus.sources["synthetic"]).rows
+        rows = corpus.sources[corpus.heard() or ""].rows
         found = hearing.check(model, rows, corpus.tasks[rows[0].task])
         store.put(key, (json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n").encode())
     found = json.loads(store.get(key))

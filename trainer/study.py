@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 
 from trainer.corpus import Corpus
 from trainer.fields import Problem, Spec, SpecError, naming, nearest, problem, readable
-from trainer.grid import WITHOUT_RECORDINGS, points, said, with_value
+from trainer.grid import WITHOUT_RECORDINGS, points, said, short, with_value
 from trainer.metrics import named
 from trainer.resolve import Resolved, resolve
 from trainer.spec import JobSpec, parse_job, read_yaml
-from trainer.stage import cumulative
+from trainer.stage import RECORDINGS, cumulative, shares
 from trainer.strategies import LimitedSpeech, LinearProbe, Majority, Untuned
 from trainer.suite import Suite
 
@@ -117,7 +118,7 @@ def expand(study: StudySpec, read: Read) -> Expanded:
     # A field with one value in all cells does not tell them apart, so it stays out of their names.
     varied = {k for p in found for k in p if len({repr(q.get(k, "not said")) for q in found}) > 1 and k not in SEEDS}
     for settings in found:
-        shown = {k.split(".")[-1]: v for k, v in settings.items() if k in varied}
+        shown = {short(k): v for k, v in settings.items() if k in varied}
         name = " ".join(said(k, v) for k, v in shown.items()) or study.study
         cells.setdefault(name, Cell(name, shown))
         data: dict[str, Any] = {**template, "name": f"{study.study}/{name}"}
@@ -127,7 +128,8 @@ def expand(study: StudySpec, read: Read) -> Expanded:
         if isinstance(recipe, Mapping) and recipe.get("scheme") in WITHOUT_RECORDINGS:
             # what the mixing cells share says nothing about a cell without recordings
             kept = {k: v for k, v in recipe.items() if k not in ("speech_presentations", "speech_share")}
-            data = {**data, "recipe": kept}
+            used = {k: v for k, v in data.get("data", {}).items() if k != "pairing"}
+            data = {**data, "recipe": kept, "data": used}
         with naming(data["name"]):
             jobs.append((name, _only_speech(parse_job(data), study.hold)))
 
@@ -176,7 +178,7 @@ def _controls(study: StudySpec, jobs: list[tuple[str, JobSpec]], read: Read) -> 
     heard = all(u.audio for u in corpus.test.rows)
     forms = {corpus.tasks[u.task].answer for u in corpus.test.rows}
     schemes = {j.recipe.scheme for _, j in jobs if isinstance(j.recipe, LimitedSpeech)}
-    learns = any("speech" in _corpus(j, read).sources for _, j in jobs) and schemes != {"text_only"}
+    learns = any(_corpus(j, read).counts().get("speech") for _, j in jobs) and schemes != {"text_only"}
     applies: dict[Control, bool] = {
         "majority": True,
         "untuned": heard,
@@ -221,7 +223,7 @@ SIMPLY = {"text_twin": False, "cascade": False, "dev": None, "select": "last", "
 
 def _baseline(name: str, recipe: Majority | Untuned | LinearProbe, like: JobSpec, read: Read) -> Resolved:
     """A job of `recipe` on the data, base and test of another. SpecError where it cannot answer that test."""
-    kept = ("base", "revision", "family", "language", "data", "tasks", "precision", "resources", "tags")
+    kept = ("base", "revision", "family", "language", "source", "data", "tasks", "precision", "resources", "tags")
     fields = {key: getattr(like, key) for key in kept}
     corpus = read(like)
     assert corpus.test is not None, "resolve() refuses a job without a test set"
@@ -242,7 +244,8 @@ def _heard(runs: Sequence[Resolved]) -> list[list[Resolved]]:
     rows: dict[tuple, dict[int, Resolved]] = {}
     for run in reversed(sets.values()):
         data = run.spec.data
-        key = (run.sources["speech"].rows, data.speech_fraction, data.speech_per_label, data.speech, data.corpus)
+        chosen = (data.speech_fraction, data.speech_per_label, data.speech_rows)
+        key = (run.sources["speech"].rows, *chosen, data.speech, data.corpus)
         rows.setdefault(key, {})[data.subset_seed] = run
     return [list(rows[key].values()) for key in sorted(rows, key=lambda key: (key[0], repr(key)))]
 
@@ -254,17 +257,16 @@ def _with_cascade(job: JobSpec, wanted: list[Control]) -> JobSpec:
     return job
 
 
-def presentations(resolved: Resolved, source: str = "speech") -> float:
-    """How often each usable row of `source` is shown over all stages, on average."""
-    if source not in resolved.sources:
-        return 0.0
-    batch = resolved.spec.global_batch
+def presentations(resolved: Resolved, *sources: str) -> float:
+    """How often each usable row of `sources` (default: all recordings) is shown over all stages, on average."""
+    batch, asked = resolved.spec.global_batch, [s for s in sources or RECORDINGS if s in resolved.sources]
     shown = sum(
         float(cumulative(stage.mix[source], stage.steps * batch)[-1])  # type: ignore[index]
+        for source in asked
         for stage in resolved.stages
         if source in stage.mix
     )
-    return shown / resolved.sources[source].rows
+    return shown / sum(resolved.sources[source].rows for source in asked) if asked else 0.0
 
 
 def _template(study: StudySpec) -> dict[str, Any]:
@@ -321,9 +323,11 @@ def _hold_presentations(
     for n, (name, job) in enumerate(jobs):
         resolved = _resolved(job, read)
         shown.append(presentations(resolved))
-        if len(resolved.sources) > 1 and isinstance(job.recipe, LimitedSpeech):
-            groups.setdefault((resolved.sources["speech"].sha256, job.seed), []).append(n)
-        elif set(resolved.sources) == {"speech"}:
+        heard = tuple(resolved.sources[s].sha256 for s in RECORDINGS if s in resolved.sources)
+        held = isinstance(job.recipe, LimitedSpeech) and isinstance(job.recipe.speech_share, float | None)
+        if held and 0 < len(heard) < len(resolved.sources):
+            groups.setdefault((heard, job.seed), []).append(n)
+        elif len(heard) == len(resolved.sources):
             notes.append(
                 f"{name}: every step is speech, so at equal steps each recording is shown {shown[-1]:.1f} times"
             )
@@ -348,7 +352,7 @@ def _exposure_matched(
     made: list[tuple[str, Resolved]] = []
     for name, late in known:
         job = late.spec
-        if not (isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "curriculum"):
+        if not (isinstance(job.recipe, LimitedSpeech) and job.recipe.scheme == "curriculum" and presentations(late)):
             continue
         knobs = {"scheme": "direct_mix", "speech_presentations": presentations(late), "speech_share": None}
         recipe = job.recipe.model_copy(update=knobs)
@@ -366,16 +370,19 @@ def _exposure_matched(
 
 
 def _alike(a: Resolved, b: Resolved) -> bool:
-    """Whether two jobs differ in nothing but rounding of the mix: same single stage, rows, seed and settings."""
-    if len(a.stages) != 1 or a.steps != b.steps or abs(presentations(a) - presentations(b)) > 1e-6:
-        return False
+    """Whether two jobs differ in nothing but rounding of the mix: same stages, rows, seed and settings."""
+
+    def mixes(job: Resolved) -> np.ndarray:
+        """Shares over 100 slots of every stage, shape (stages, sources, slots)."""
+        mixed: Any = [stage.mix for stage in job.stages]
+        return np.array([[shares(mix.get(source, 0.0), 100) for source in sorted(job.sources)] for mix in mixed])
 
     def rest(job: Resolved) -> dict[str, Any]:
         spec = job.spec.model_dump(mode="json", exclude={"name", "tags", "recipe", "steps", "resources"})
         pins = {name: pin.sha256 for name, pin in job.sources.items()}
-        return {"spec": spec, "pins": pins, "optimizer": job.stages[0].optimizer, "trains": job.stages[0].trainable}
+        return {"spec": spec, "pins": pins, "stages": [(s.steps, s.optimizer, s.trainable) for s in job.stages]}
 
-    return rest(a) == rest(b)
+    return rest(a) == rest(b) and np.allclose(mixes(a), mixes(b), rtol=0, atol=1e-9)
 
 
 def _say_same(cells: dict[str, Cell], notes: list[str]) -> None:

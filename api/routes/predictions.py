@@ -17,7 +17,7 @@ from api.routes.jobs import Limit, found
 from db import datasets
 from db.models import Job
 from trainer import audio
-from trainer.corpus import SourceRows
+from trainer.corpus import SourceRows, together
 from trainer.manifest import ManifestError, Utterance, load, locate
 from trainer.predictions import Row, read_predictions, right
 from trainer.store import Store
@@ -93,7 +93,9 @@ def recording(job_id: str, utterance: str, app: App, who: Reader) -> Response:
         raise ApiError(409, f"job {job_id} is {job.status}; its test set is not known yet", code="illegal_status")
     datasets.bring(app.database, app.store, app.settings, job.project_id, job.resolved["spec"])
     test = job.resolved["test"]
-    row = _tested(test["ref"], test["sha256"], tuple(app.settings.roots)).get(utterance)
+    on = job.resolved["spec"]["evaluate"]["on"]
+    refs = tuple(on) if isinstance(on, list) else (test["ref"],)
+    row = _tested(refs, test["sha256"], tuple(app.settings.roots)).get(utterance)
     if row is None or row.audio is None:
         raise not_found("recording", utterance)
     try:
@@ -115,14 +117,15 @@ class _Kept(FileResponse):
 
 
 @lru_cache(maxsize=16)
-def _tested(ref: str, sha256: str, roots: tuple[str, ...]) -> dict[str, Utterance]:
+def _tested(refs: tuple[str, ...], sha256: str, roots: tuple[str, ...]) -> dict[str, Utterance]:
     """The test rows of a job by id; 410 where they are no longer those that it was resolved with."""
     try:
-        rows = load(ref, roots)
-        same = SourceRows(ref, rows, len(rows), locate(ref, roots).folder).sha256 == sha256
+        read = [(ref, load(ref, roots), locate(ref, roots).folder) for ref in refs]
+        found = together([SourceRows(ref, rows, len(rows), folder) for ref, rows, folder in read])
+        rows, same = found.rows, found.sha256 == sha256
     except (ManifestError, OSError):
         same, rows = False, []
     if not same:
-        raise ApiError(410, f"the test set {ref!r} has changed since the job was resolved", code="data_changed",
-                       param="evaluate.on")  # fmt: skip
+        message = f"the test set {', '.join(refs)!r} has changed since the job was resolved"
+        raise ApiError(410, message, code="data_changed", param="evaluate.on")
     return {row.id: row for row in rows}

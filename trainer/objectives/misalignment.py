@@ -17,12 +17,11 @@ def divergences(model, examples: Sequence[Example], budget: int) -> tuple[np.nda
     predicted tokens, and their number: two arrays (examples,). Dropout is off meanwhile."""
     training = model.module.training
     model.train(False)
-    shared = groups(examples, audio_id=model.tokens.audio_id, share=model.shares)
     sums, count = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
-    for indices in assign([len(e) for e in examples], shared, budget)[0]:
+    for indices in model.micro_batches(examples, budget)[0]:
         batch = model.collate([examples[i] for i in indices])
         heard, taught = model.supervised_states(batch), teacher_states(model, batch)
-        found = in_pieces(lambda p, q: kl(model.logits(p), model.logits(q)), taught, heard)
+        found = in_pieces(lambda p, q: kl(model.logits(p), model.logits(q)), model, taught, heard)
         own = np.array(indices)[batch.rows.cpu().numpy()]
         np.add.at(sums, own, found.double().cpu().numpy())
         np.add.at(count, own, 1)

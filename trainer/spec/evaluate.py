@@ -99,8 +99,9 @@ def listed(value: Any) -> list[Any]:
 class Evaluate(Spec):
     """On what and how a job is scored."""
 
-    on: str | None = None
-    """Data set and split of the test; default: the `test` (else `dev`) split of the speech data."""
+    on: str | list[str] | None = None
+    """Data set and split of the test, or several that are scored together, such as one per language (ids differ);
+    default: the `test` (else `dev`) split of the speech data."""
     metric: str = "auto"
     """Main metric; `auto`: the task's first."""
     text_twin: bool = True

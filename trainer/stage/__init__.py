@@ -5,7 +5,7 @@ Strategies return lists of these; the loop executes them and knows no paper (des
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -23,10 +23,8 @@ from trainer.stage.objective import (
 )  # fmt: skip
 from trainer.stage.optimizer import Optimizer, Trainable
 from trainer.stage.sampler import Balanced, Diverse, Mixture, Sampler, source_shares, task_weights
+from trainer.stage.source import MODALITY, RECORDINGS, TEXTS, Modality, Source, field_of, hears
 from trainer.stage.view import Demonstrations, Labels, Lookup, Naming, Plain, Transcribe, View
-
-Source = Literal["text", "speech", "synthetic"]
-"""`text`: labelled sentences; `speech`: labelled recordings; `synthetic`: labelled synthetic clips."""
 
 
 class Stage(Spec):
@@ -96,7 +94,7 @@ class Stage(Spec):
     def _shares_add_up(self) -> "Stage":
         if not self.mix:
             raise ValueError("mix names no source")
-        if self.objective.twin == "transcript" and "text" in self.mix:
+        if self.objective.twin == "transcript" and any(source in TEXTS for source in self.mix):
             raise ValueError("a contrastive objective compares recordings with transcripts; leave text out of mix")
         if self.fraction < 1 and isinstance(self.view, Labels) and self.view.demonstrations.most:
             raise ValueError("demonstrations come from all rows, so a stage that has them shows all; use fraction: 1")
@@ -112,8 +110,9 @@ class Stage(Spec):
 
 
 __all__ = [
-    "DEPTHS", "AnyCurve", "AnyShare", "Balanced", "Contrastive", "CrossEntropy", "Curve", "Demonstrations",
-    "Distillation", "Divergences", "Diverse", "Labels", "Lookup", "Mixture", "Naming", "Objective", "Optimizer",
-    "Plain", "Ramp", "Rest", "Sampler", "Source", "Stage", "Steps", "Trainable", "Transcribe", "Twin", "View", "area",
-    "cumulative", "mean", "shares", "source_shares", "task_weights",
+    "DEPTHS", "MODALITY", "RECORDINGS", "TEXTS", "AnyCurve", "AnyShare", "Balanced", "Contrastive", "CrossEntropy",
+    "Curve", "Demonstrations", "Distillation", "Divergences", "Diverse", "Labels", "Lookup", "Mixture", "Modality",
+    "Naming", "Objective", "Optimizer", "Plain", "Ramp", "Rest", "Sampler", "Source", "Stage", "Steps", "Trainable",
+    "Transcribe", "Twin", "View", "area", "cumulative", "field_of", "hears", "mean", "shares", "source_shares",
+    "task_weights",
 ]  # fmt: skip

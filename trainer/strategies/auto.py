@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from trainer.fields import Spec, problem
-from trainer.stage import Stage
+from trainer.stage import RECORDINGS, TEXTS, Stage
 from trainer.strategies.budget import Budget
 from trainer.strategies.limited_speech import LimitedSpeech
 from trainer.strategies.sft import Sft
@@ -22,7 +22,7 @@ class Auto(Spec):
         no curriculum has beaten it in our own trials (docs/log.md)."""
         if not any(rows.values()):
             raise problem("data", "no rows to train on; give data.corpus, data.text or data.speech")
-        if rows.get("speech") and (rows.get("text") or rows.get("synthetic")):
+        if any(rows.get(s) for s in RECORDINGS) and any(rows.get(s) for s in (*TEXTS, "synthetic")):
             return LimitedSpeech(scheme="direct_mix", speech_presentations="per_epoch")
         return Sft()
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trainer.fields import problem
-from trainer.stage import Optimizer, Plain, Source, Stage, Trainable, View
+from trainer.stage import Optimizer, Plain, Source, Stage, Trainable, View, field_of, hears
 
-SOURCES: tuple[Source, ...] = ("text", "synthetic", "speech")
+SOURCES: tuple[Source, ...] = ("text", "synthetic", "speech", "extra_text", "source_text", "source_speech")
 
 
 class TaskRows(NamedTuple):
@@ -49,7 +49,7 @@ class Budget(NamedTuple):
 def need(rows: Mapping[str, int], source: str, why: str) -> int:
     """Rows of a source, or a SpecError that says which field would give it."""
     if not rows.get(source):
-        field = "data.speech or data.corpus" if source == "speech" else f"data.{source}"
+        field = "data.speech or data.corpus" if source == "speech" else field_of(source)
         raise problem("recipe", f"{why} needs the source '{source}'; give {field}")
     return rows[source]
 
@@ -67,7 +67,7 @@ def in_proportion(
         name=name,
         steps=budget.steps_for(budget.epochs * total),
         mix={s: rows[s] / total for s in chosen},
-        trainable=budget.trainable(hears=list(chosen) != ["text"]),
+        trainable=budget.trainable(hears=hears(chosen)),
         optimizer=budget.optimizer,
         view=view or Plain(),
     )
