@@ -19,6 +19,8 @@ Table = dict[str, Any]
 
 CONFIDENCE = 0.95
 _DESCRIBED = ("name", "scheme", "settings", "recordings", "speech_fraction", "speech_presentations", "kind")
+_LATER = ("source_recordings", "languages")
+"""What cells that were stored by earlier versions are without."""
 
 _answered: OrderedDict[tuple, Table] = OrderedDict()
 _KEPT = 64
@@ -94,7 +96,7 @@ def _rows(study: Study, jobs: dict[str, Job], app: Context) -> list[ReportRow]:
             if job.status == "succeeded"
         ]
         if runs:
-            cells.append(ScoredCell(**{key: cell[key] for key in _DESCRIBED}, runs=runs))
+            cells.append(ScoredCell(**{key: cell[key] for key in (*_DESCRIBED, *_LATER) if key in cell}, runs=runs))
     return report_rows(cells)
 
 

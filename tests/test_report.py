@@ -72,9 +72,46 @@ def test_languages_durations_and_units_are_told(tmp_path):
     pooled = report.document["pooled"][0]["metrics"]["accuracy"]
     assert np.mean([g["metrics"]["accuracy"] for g in at["language"]]) == pytest.approx(pooled)
     values = [number(g["metrics"]["accuracy"]) for g in at["language"]]
-    assert f"direct_mix by language (utterances): ar {values[0]} (180), fr {values[1]} (180)." in report.text
-    assert "majority by language" not in report.text
+    assert "accuracy by language (utterances): ar 180, fr 180." in report.text
+    assert ["direct_mix", *values, number(pooled), "–"] in [line.split() for line in report.text.splitlines()]
     assert (report.document["unit"], report.document["normaliser"]) == ("share of utterances", None)
+
+
+def test_the_transfer_matrix_has_a_value_for_every_condition_and_language(tmp_path):
+    tags = ["de-DE", "fr-FR", "vi-VN"]
+
+    def spoken(name: str, share: float, trained: tuple[str, ...], **more) -> ReportRow:
+        row = _cell(name, share, 0, "direct_mix", **more)
+        runs = {s: [{**r, "language": tags[n % 3]} for n, r in enumerate(run)] for s, run in row.runs.items()}
+        return replace(row, runs=runs, languages=trained)
+
+    rows = [
+        spoken("fr alone", 0.5, ("fr-FR",), source_recordings=1151, settings={"source.speech_fraction": 0.1}),
+        spoken("fr and de", 0.6, ("de", "fr"), source_recordings=1151, settings={"source.speech_fraction": 0.2}),
+    ]
+    report = write_report(tmp_path, rows, "accuracy", study="s", base="b")
+    matrix = report.document["transfer"]
+    assert matrix["languages"] == tags
+    alone, both = matrix["rows"]
+    assert [cell["seen"] for cell in alone["languages"]] == [False, True, False]
+    assert [cell["seen"] for cell in both["languages"]] == [True, True, False]
+    for row, found in zip(rows, matrix["rows"], strict=True):
+        by_hand = []
+        for tag in tags:
+            right = [r["counts"]["accuracy"][0] for run in row.cell() for r in run if r["language"] == tag]
+            by_hand.append(sum(right) / len(right))
+        assert [cell["value"] for cell in found["languages"]] == pytest.approx(by_hand)
+        assert found["mean"] == pytest.approx(sum(by_hand) / 3)
+        assert all(cell["ci_low"] <= cell["value"] <= cell["ci_high"] for cell in found["languages"])
+        assert {cell["n"] for cell in found["languages"]} == {120}
+        unseen = [v for v, cell in zip(by_hand, found["languages"], strict=True) if not cell["seen"]]
+        assert found["unseen"] == pytest.approx(sum(unseen) / len(unseen))
+    de, fr, vi = (number(cell["value"]) for cell in alone["languages"])
+    printed = [line.split() for line in report.text.splitlines()]
+    assert ["fr", "alone", f"({de})", fr, f"({vi})", number(alone["mean"]), number(alone["unseen"])] in printed
+    assert "+1,151" in report.text.replace("0+", "+")
+    assert ("fr alone", "fr and de") in [(c["a"], c["b"]) for c in report.document["comparisons"]]
+    assert write_report(tmp_path, [_cell("a", 0.5, 0)], "accuracy", study="s", base="b").document["transfer"] is None
 
 
 def test_values_and_verdicts_are_those_of_compare(ladder, tmp_path):

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, Literal
 
 from trainer.compare import Cell, Comparison, Interval, Rows, Subsets, compare, holm, interval
@@ -30,7 +31,7 @@ class ReportRow:
     scheme: str
     """What it is: `direct_mix`, `curriculum`, `linear_probe`, ..."""
     recordings: int
-    """Distinct recordings of real speech it was trained on."""
+    """Distinct recordings of real speech it was trained on, in the target language."""
     speech_fraction: float | None
     """The share of all recordings that these are; None where that says nothing."""
     speech_presentations: float
@@ -42,6 +43,10 @@ class ReportRow:
     """What else tells cells apart, by field; scheme and share of the recordings may be among it."""
     subsets: Mapping[Seed, int] = field(default_factory=dict)
     """By training seed, which subset of the recordings the run was trained on; empty: the same in all runs."""
+    source_recordings: int = 0
+    """Those in the languages that lend theirs."""
+    languages: tuple[str, ...] = ()
+    """Languages that it was trained on; empty: none, or not known."""
     apart: str = ""
     """What tells a further condition of the test from the main one (`3-shot`); '' of the main one."""
     of: str = ""
@@ -54,8 +59,9 @@ class ReportRow:
 
     def others(self) -> frozenset[tuple[str, str]]:
         """Settings besides scheme and recordings."""
-        told = ("scheme", "speech_fraction", "speech_per_label")
-        return frozenset((k, repr(v)) for k, v in self.settings.items() if k.split(".")[-1] not in told)
+        told = ("scheme", "speech_fraction", "speech_per_label", "speech_rows")
+        tails = {k: k if k.startswith("source.") else k.split(".")[-1] for k in self.settings}
+        return frozenset((k, repr(v)) for k, v in self.settings.items() if tails[k] not in told)
 
     def seeds(self) -> list[Seed]:
         """Seeds in a fixed order."""
@@ -228,6 +234,36 @@ def _same(a: ReportRow, b: ReportRow) -> bool:
     return a.seeds() == b.seeds() and a.cell() == b.cell()
 
 
+# -------------------------------------------------------------------------------------------- by language
+
+
+def transfer(scored: Scored) -> dict[str, Any] | None:
+    """Every row on every language of the test, where there are several: value and interval, and whether the row was
+    trained on the language. `mean`: over all languages, each weighing the same; `unseen`: over those that the row was
+    not trained on (None where that is not known, or there is none)."""
+    tested = sorted({r["language"] for row in scored.rows for run in row.cell() for r in run if "language" in r})
+    if len(tested) < 2:
+        return None
+    rows = []
+    for row in scored.rows:
+        known = {tag.split("-")[0] for tag in row.languages}
+        cells = [_in_language(row, tag, scored) | {"seen": tag.split("-")[0] in known} for tag in tested]
+        values = [cell["value"] for cell in cells]
+        unseen = [cell["value"] for cell in cells if known and not cell["seen"]]
+        means = {"mean": fmean(values), "unseen": fmean(unseen) if unseen else None}
+        rows.append({"row": row.name, "trained_on": list(row.languages), "languages": cells, **means})
+    return {"languages": tested, "rows": rows}
+
+
+def _in_language(row: ReportRow, tag: str, scored: Scored) -> dict[str, Any]:
+    cell = [[r for r in run if r["language"] == tag] for run in row.cell()]
+    if len(cell[0]) > 1:
+        found = interval(cell, scored.metric, confidence=scored.confidence, subsets=row.drawn())
+        return {"language": tag, **_values(found)}
+    value = score(r for run in cell for r in run).get(scored.metric.name, math.nan)  # one utterance has no interval
+    return {"language": tag, "value": value, "ci_low": math.nan, "ci_high": math.nan, "n": len(cell[0])}
+
+
 # ---------------------------------------------------------------------------------------------- report.json
 
 
@@ -260,6 +296,7 @@ def document(scored: Scored, study: str, base: str, notes: Sequence[str]) -> dic
         "rows": rows,
         "pooled": pooled,
         "comparisons": [_comparison(q) for q in scored.questions],
+        "transfer": transfer(scored),
         "findings": findings(scored),
         "notes": [*notes, *(f"Intervals: {how}." for how in methods(scored)), *questions_note(scored)],
     }
@@ -273,6 +310,7 @@ def _settings(row: ReportRow) -> dict[str, Any]:
         "modality": row.modality,
         "scheme": row.scheme,
         "recordings": row.recordings,
+        "source_recordings": row.source_recordings,
         "speech_fraction": row.speech_fraction,
         "speech_presentations": row.speech_presentations,
         "shots": row.shots,

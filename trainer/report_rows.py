@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from trainer.predictions import CASCADE, SPEECH, TEXT, Row
 from trainer.report import SHOTS, ReportRow
+from trainer.resolve import Resolved
 from trainer.strategies import Baseline, LimitedSpeech, Majority
 from trainer.study import Cell, presentations
 
@@ -32,6 +33,8 @@ class ScoredCell:
     speech_presentations: float
     kind: Literal["cell", "control"]
     runs: Sequence[Run]
+    source_recordings: int = 0
+    languages: Sequence[str] = ()
 
     def seeds(self) -> list[int | str]:
         """The name of each run: its seed; with several subsets of the recordings, subset and seed."""
@@ -54,7 +57,16 @@ def describe(cell: Cell) -> dict[str, Any]:
         "speech_fraction": round(speech.rows / speech.available, 4) if speech else None if baseline else 0.0,
         "speech_presentations": round(presentations(run), 3) if not baseline else 1.0 if speech else 0.0,
         "kind": "control" if baseline else "cell",
+        "source_recordings": run.sources["source_speech"].rows if "source_speech" in run.sources else 0,
+        "languages": _languages(run),
     }
+
+
+def _languages(run: Resolved) -> list[str]:
+    """The languages that a job is trained on, of its data and of its source."""
+    lent = {name for name in run.sources if name.startswith("source_")}
+    own = [run.spec.language] if set(run.sources) - lent else []
+    return [*own, *(run.spec.source.languages if run.spec.source and lent else [])]
 
 
 def scored_cell(cell: Cell, predictions: Mapping[str, Mapping[str, list[Row]]]) -> ScoredCell:
@@ -99,6 +111,8 @@ def _baseline(cell: ScoredCell, apart: str) -> ReportRow:
         kind="control",
         apart=apart,
         of=cell.name,
+        source_recordings=cell.source_recordings,
+        languages=tuple(cell.languages),
     )
 
 
@@ -132,6 +146,8 @@ def _row(
         apart=apart,
         of=cell.name if apart else name,
         subsets={seed: run.subset_seed for seed, run in zip(seeds, cell.runs, strict=True)},
+        source_recordings=cell.source_recordings,
+        languages=tuple(cell.languages),
     )
 
 

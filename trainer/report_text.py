@@ -41,7 +41,7 @@ def whole(scored: "Scored", said: Mapping[str, Any], beside: Sequence[str] = ())
         "",
         *_wrapped(said["findings"]),
         "",
-        *_wrapped(_by_language(said)),
+        *_transfer(said),
         *_wrapped(said["notes"]),
     ]
     return "\n".join(lines) + "\n"
@@ -93,14 +93,33 @@ def _gaps(scored: "Scored") -> list[str]:
     return lines
 
 
-def _by_language(said: Mapping[str, Any]) -> list[str]:
-    """A line a tuned row where the test has several languages; durations and slots are in `report.json` alone."""
-    lines = []
-    for row in said["pooled"]:
-        found = row["tables"].get("language", ()) if row["kind"] == "cell" else ()
-        values = [f"{g['group']} {number(g['metrics'].get(said['metric'], math.nan))} ({g['n']:,})" for g in found]
-        lines += [f"{row['row']} by language (utterances): {', '.join(values)}."] if values else []
-    return lines
+def _transfer(said: Mapping[str, Any]) -> list[str]:
+    """What every row reaches in every language of the test, where there are several; intervals, durations and slots are
+    in `report.json` alone."""
+    if not (matrix := said["transfer"]):
+        return []
+    tested, rows = matrix["languages"], matrix["rows"]
+    counts = ", ".join(f"{cell['language']} {cell['n']:,}" for cell in rows[0]["languages"])
+    about = [f"{said['metric']} by language (utterances): {counts}. In brackets: not trained on; unseen: their mean."]
+    lines = [["row", *tested, "mean", "unseen"]]
+    for row in rows:
+        bare = row["trained_on"]
+        values = [(number(_known(cell["value"])), cell["seen"] or not bare) for cell in row["languages"]]
+        means = [number(_known(row[key])) for key in ("mean", "unseen")]
+        lines.append([row["row"], *(value if seen else f"({value})" for value, seen in values), *means])
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    name = max(NARROWEST_NAME, min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(tested) - 4))
+    cut = [line[0] if len(line[0]) <= name else line[0][: name - 1] + "…" for line in lines]
+    printed = [
+        "  ".join([text.ljust(name), *(text.rjust(wide) for text, wide in zip(line[1:], widths[1:], strict=True))])
+        for text, line in zip(cut, lines, strict=True)
+    ]
+    return [*_wrapped(about), "", printed[0], "─" * max(map(len, printed)), *printed[1:], ""]
+
+
+def _known(value: float | None) -> float:
+    """JSON's null is no value."""
+    return math.nan if value is None else value
 
 
 def _sentence(q: "Question", scored: "Scored") -> str:
@@ -213,7 +232,8 @@ def _columns(scored: "Scored", beside: Sequence[str], schemes: bool) -> list[lis
     for row in scored.rows:
         at = scored.pooled[row.name]
         values = score(r for run in row.cell() for r in run) if beside else {}
-        heard = [f"{row.recordings:,}" if row.recordings else "–"]
+        lent = f"+{row.source_recordings:,}" if row.source_recordings else ""
+        heard = [f"{row.recordings:,}{lent}" if row.recordings or lent else "–"]
         heard.append(f"{row.speech_presentations:.3g}x" if row.speech_presentations else "–")
         lines.append([
             row.name, *[row.scheme][:schemes], *heard,
