@@ -78,8 +78,9 @@ class TestSelection:
 
     def test_few_and_equal_texts(self):
         assert selection.embedded(["a"]).shape == (1, 1)
-        found, _ = selection.clustered(selection.embedded(["same"] * 5), selection.embedded(["same"]), 2, seed=0)
-        assert len(found) == 5
+        points = selection.embedded(["same"] * 6)
+        found, probe = selection.clustered(points[:5], points[5:], 2, seed=0)
+        assert (len(found), len(probe)) == (5, 1)
 
 
 @pytest.fixture(scope="module")

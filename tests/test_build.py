@@ -1,14 +1,16 @@
 """`attune build`: texts spoken by a real command, resumed, refused; documents with summaries become a data set."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import soundfile
 from sources import clip, json_lines
@@ -141,10 +143,11 @@ class TestSpeech:
     def test_a_killed_build_goes_on_and_ends_the_same(self, tmp_path):
         data, log = sentences(tmp_path / "data", 8), tmp_path / "log"
         template = f"{PLAIN} --log {log}"
-        code = f"from test_build import *\nbuild_speech({data!r}, {str(tmp_path / 'out')!r}, speech({template!r}))"
-        building = subprocess.Popen(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.getcwd()}"}
+        code = (
+            "from attune.building import *\n"
+            f"build_speech({data!r}, {str(tmp_path / 'out')!r}, Speech(Engine.of({template!r}), workers=2))"
         )
+        building = subprocess.Popen([sys.executable, "-c", code])
         while building.poll() is None and not len(list(tmp_path.glob(".out-building/*.wav"))) >= 3:
             time.sleep(0.1)
         building.send_signal(signal.SIGKILL)
@@ -250,6 +253,21 @@ class TestSummaries:
         assert [r.duration_s for r in load(str(tmp_path / "a"))] == [0.3] * 6
         assert all("synthetic" not in r.meta for r in load(str(tmp_path / "b")))
 
+    def test_parquet_of_the_hub_in_an_archive_twice(self, tmp_path):
+        """An ended build unpacks it again; what is left out is counted once."""
+        rows = [{"id": n, "title": f"t{n}", "text": f"text {n}", "summary": f"s{n}" if n else ""} for n in range(4)]
+        (tmp_path / "in").mkdir()
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "train-00000-of-00001.parquet")
+        with tarfile.open(tmp_path / "xlsum.tar", "w") as archive:
+            archive.add(tmp_path / "in", "in")
+        ask = PairOptions("ar")
+        with pytest.raises(SourceError, match="1 of 3 texts"):
+            build_summaries(tmp_path / "xlsum.tar", tmp_path / "out", ask, speech(f"{PLAIN} --fail-on 3"))
+        report = build_summaries(tmp_path / "xlsum.tar", tmp_path / "out", ask, speech())
+        assert (report.rows_read, report.by_split) == (4, {"train": 3})
+        assert [bad.reason for bad in report.bad] == ["no summary"]
+        assert load(str(tmp_path / "out"))[0].meta["title"] == "t1"
+
     def test_a_text_counts_once_and_where_it_is_held_out(self, tmp_path):
         source = tmp_path / "t.csv"
         source.write_text(
@@ -281,6 +299,7 @@ class TestSummaries:
             assert said.startswith("attune build: 1 problem\n")
             assert words in said
             assert len(said.strip().splitlines()) == 2
+        assert not list(tmp_path.glob(".*"))
         (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
         with pytest.raises(SourceError, match="no column with the text among: a, b; say --text COLUMN"):
             build_summaries(tmp_path / "bad.csv", tmp_path / "out", PairOptions("ar"), speech())

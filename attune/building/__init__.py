@@ -6,11 +6,12 @@
 Clips are kept beside the new folder until it is written, so a build that was ended goes on where it was.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attune.building.clips import kept
+from attune.building.clips import SOURCE, kept
 from attune.building.engine import Engine
 from attune.building.pairs import PairOptions, read_pairs
 from attune.building.spoken import Progress, Speech, speak, split_by_text
@@ -42,8 +43,9 @@ def build_summaries(
         raise SourceError("documents are either spoken by --tts or have recordings, --audio; give one of the two")
     check_new(out)
     with kept(out) as folder:
-        work = folder / "source"
-        work.mkdir(exist_ok=True)
+        work = folder / SOURCE
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
         found = read_pairs(source, ask, work)
         if speech is not None or not any(record.speaker for record in found.records):
             split_by_text(found, seed)

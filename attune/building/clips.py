@@ -18,6 +18,8 @@ PART = 1000
 FEW, ONE_IN = 3, 10
 """A build ends early where more than FEW texts and more than one in ONE_IN of those tried failed: the command is wrong,
 not the texts."""
+SOURCE = "source"
+"""Folder beside the clips that a source is unpacked into, anew by every build."""
 LONGEST_TEXT = 100_000
 """Characters of one text."""
 
@@ -109,5 +111,10 @@ def kept(out: Path) -> Iterator[Path]:
             raise SourceError(f"{out}: another build is writing it; wait for it, or choose another folder") from None
         for left in folder.glob("**/.saying-*"):  # of a build that was killed
             shutil.rmtree(left, ignore_errors=True)
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if {path.name for path in folder.iterdir()} <= {"lock", SOURCE}:  # nothing that took time
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)

@@ -54,19 +54,17 @@ def read_pairs(source: Path, ask: PairOptions, work: Path) -> Found:
     finder = AudioFinder(folder or ask.audio_root or root)
     corpus = Corpus(root, finder, work, only=None if path.is_dir() else path)
     read = read_rows(path, None, ask.encoding, ask.sheet, corpus)
-    columns = _columns(read, ask, folder)
+    columns, rows_read = _columns(read, ask, folder), len(read.rows) + len(read.bad)
     for row in read.rows:
         where = root / row.file if row.file else path
         with corpus.row(where, row.line):
             _add(corpus, where, row, columns, folder)
-    bad, records = [*read.bad, *corpus.bad], corpus.records
-    corpus.records = _once(corpus, bad, ask.language)
-    if not corpus.records:
+    bad = list(dict.fromkeys([*read.bad, *corpus.bad]))  # of Parquet both are one list
+    records = _once(corpus, bad, ask.language)
+    if not records:
         raise SourceError(nothing(source, bad))
     said = {"instruction": {"en": ask.instruction}} if ask.instruction else {}
-    task = TASK.model_copy(update=said)
-    found = Found(f"summaries ({read.format})", len(records) + len(bad), corpus.records, bad, read.notes, task)
-    found.rows_read = len(read.rows) + len(read.bad)
+    found = Found(f"summaries ({read.format})", rows_read, records, bad, read.notes, TASK.model_copy(update=said))
     found.columns = {role: column for role, column in columns.items() if column}
     return found
 
