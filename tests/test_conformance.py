@@ -190,8 +190,8 @@ def step(model, examples, execution):
 
 
 def test_no_switch_of_execution_changes_a_step(folder):
-    """Loss of every example and every gradient, those of a learning encoder too, in fp64: each switch off by itself,
-    and all of them."""
+    """Loss of every example and every gradient, those of a learning encoder too, in fp64 but for norms, which the stock
+    classes take in fp32: each switch off by itself, and all of them."""
     model = trained(folder, torch.float64, LORA.model_copy(update={"encoder": "lora"}))
     model.train()
     examples = mixed(model, "instruction_first")[:6]
@@ -202,7 +202,7 @@ def test_no_switch_of_execution_changes_a_step(folder):
         assert found.keys() == gradients.keys()
         for key, gradient in found.items():
             off = float((gradient - gradients[key]).norm())
-            assert off <= 1e-7 * float(gradients[key].norm()) + 1e-12, (name, key)
+            assert off <= 1e-6 * float(gradients[key].norm()) + 1e-12, (name, key)
 
 
 @pytest.mark.parametrize("tuning", [LORA, LORA.model_copy(update={"dora": True})], ids=["lora", "dora"])
