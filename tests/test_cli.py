@@ -47,7 +47,7 @@ def test_several_specs_are_explained_in_turn_and_a_study_with_what_its_cells_sha
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**fields, **grid, "controls": []}))
     assert main(["explain", str(tmp_path / "study.yaml"), str(spec)]) == 0
     out = capsys.readouterr().out
-    assert "text_only: 1 run(s); text_only 10 steps (text 100.0%) at 5e-06, trains lm;" in out
+    assert "text_only: 1 run(s); text_only 10 steps (text 100.0%) at 0.0001, trains lm;" in out
     shared = out.split("every field that all cells share")[1].split("spec_hash")[0]
     assert "global_batch: 8" in shared
     assert "scheme" not in shared
