@@ -112,7 +112,8 @@ def test_every_rank_reads_its_own_recordings_and_no_others(world, monkeypatch):
     parts, files = [], []
     for rank in (0, 1):
         heard.clear()
-        loop = toy.loop(resolved, corpus, load(world[0]), ranks=Ranks(rank, 2))
+        model = load(world[0], tuning=resolved.spec.tuning, seed=0)
+        loop = toy.loop(resolved, corpus, model, ranks=Ranks(rank, 2))
         with loop.ahead(stage, loop.plans[1]) as ahead:
             steps = [ahead.step(t) for t in range(stage.steps)]
         parts.append([set(made) for _, made in steps])
