@@ -22,6 +22,7 @@ def confined(job: JobSpec, settings: Settings) -> None:
     if settings.trusted:
         return
     references: dict[str, str | None] = dict(datasets.references(job.model_dump(mode="json", by_alias=True)))
+    references["init_from"] = job.init_from
     references |= {"base": None if "://" in job.base else job.base}
     problems = [
         Problem(field, ref, "names a place outside the service's data folders; use a relative reference without '..'")

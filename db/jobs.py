@@ -12,7 +12,10 @@ from db.ids import new_id
 from db.models import Attempt, Dataset, Event, Job, Lease
 from db.session import now
 from db.status import HELD, JOB, TERMINAL, Command, IllegalCommand, JobStatus, command, ending
+from trainer.fields import problem
 from trainer.result import Result
+from trainer.start import job_named
+from trainer.store import Store
 
 
 def create(
@@ -48,6 +51,22 @@ def find(session: Session, job_id: str, project_id: str | None = None) -> Job | 
     """The job; None where there is none, or it is another project's."""
     job = session.get(Job, job_id, populate_existing=True)
     return job if job is not None and project_id in (None, job.project_id) else None
+
+
+def home(store: Store, project_id: str) -> str:
+    """Where the project's jobs lie by id, as `trainer.store.open_store` reads it."""
+    return f"{store.uri.rstrip('/')}/projects/{project_id}/jobs"
+
+
+def refuse_start(session: Session, project_id: str, ref: str | None) -> None:
+    """SpecError where `init_from` names a job that the project does not have, or that has left no weights."""
+    if (job_id := job_named(ref or "")) is None:
+        return
+    job = find(session, job_id, project_id)
+    if job is None:
+        raise problem("init_from", "no such job; `GET /v1/jobs` lists those of the project", ref)
+    if job.status != "succeeded":
+        raise problem("init_from", f"the job is {job.status}; a job starts from one that has succeeded", ref)
 
 
 SORTS = {"created_at": Job.id, "priority": Job.priority, "name": Job.name}

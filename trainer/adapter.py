@@ -162,6 +162,40 @@ def _bytes(tensors) -> bytes:
     return save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
 
 
+def start_from(module: nn.Module, trained: dict[str, nn.Parameter], data: bytes, ref: str) -> None:
+    """Puts the trained state that an earlier job left (safetensors of `adapter_files`) under parameters that `attach`
+    prepared: training then starts as the model that the earlier job was. SpecError where something of it has no place
+    of its shape here; what it lacks stays as it is in the base."""
+    here = {_plain(name): parameter for name, parameter in trained.items()}
+    held = {_plain(name): value for name, value in [*module.named_parameters(), *module.named_buffers()]}
+    found = {_plain(name): value for name, value in load_tensors(data).items()}
+
+    def fits(name: str, value: torch.Tensor) -> bool:
+        if name in here:
+            return here[name].shape == value.shape
+        # Parts that are saved whole hold what nobody trains (sinusoids, statistics of norms): the same here.
+        return name in held and torch.equal(held[name].detach().cpu().to(value.dtype), value)
+
+    homeless = [f"{name} {tuple(value.shape)}" for name, value in found.items() if not fits(name, value)]
+    if homeless:
+        message = (
+            f"does not fit this job: {len(homeless)} of its {len(found)} tensors have no place of their shape in what "
+            f"this job trains, such as {homeless[0]}; use the same base and tune the same parts and layers (tuning)"
+        )
+        raise problem("init_from", message, ref)
+    with torch.no_grad():
+        for name, value in found.items():
+            if name in here:
+                here[name].copy_(value)
+
+
+def _plain(name: str) -> str:
+    """A parameter's name as in the stock model, the same in a module and in the files that are made of it."""
+    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
+    name = re.sub(r"(lora_\w+)\.default\b", r"\1", name)
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
 def load_adapter(module: nn.Module, trained: dict[str, nn.Parameter], files: dict[str, bytes]) -> None:
     """Puts a saved trained state into a module that `attach` prepared in the same way."""
     if isinstance(module, PeftModel):

@@ -15,6 +15,7 @@ from trainer.leaks import plain
 from trainer.manifest import ManifestError, Utterance, fingerprint, load, locate, manifests_in
 from trainer.spec import Data, JobSpec, Task, builtin_tasks, read_task
 from trainer.stage import field_of
+from trainer.start import Start, find_start
 from trainer.subset import first, subset
 
 HEARD = ("speech", "synthetic", "source_speech")
@@ -69,6 +70,9 @@ class Corpus:
     """What is scored before and after training."""
     pools: tuple[SourceRows, ...] = ()
     """What demonstrations come from where `evaluate.demos.from` says so: rows of the test's tasks."""
+
+    start: Start | None = None
+    """The weights that training starts from, where these are not the base alone."""
 
     def shown(self) -> list[Utterance]:
         """The rows that demonstrations of the test are drawn from."""
@@ -125,25 +129,27 @@ def _bytes_of(path: str) -> bytes:
 
 
 class Reader:
-    """Reads corpora for many jobs of one process, each data set once."""
+    """Reads corpora for many jobs of one process, each data set once. `jobs`: as of `find_start`."""
 
-    def __init__(self, roots: Roots = (".",)):
-        self.roots, self._read = roots, {}
+    def __init__(self, roots: Roots = (".",), jobs: str | None = None):
+        self.roots, self.jobs, self._read = roots, jobs, {}
 
     def __call__(self, spec: JobSpec) -> Corpus:
         given = [t if isinstance(t, str) else t.name for t in spec.tasks or []]
         evaluate = spec.evaluate
         also = f"{evaluate.guards} {evaluate.demos.from_ if evaluate.demos.most else []}"
         key = f"{spec.data!r} {spec.source!r} {spec.language} {given} "
-        key += f"{evaluate.on} {evaluate.dev} {evaluate.select} {also}"
+        key += f"{evaluate.on} {evaluate.dev} {evaluate.select} {also} {spec.init_from}"
         if key not in self._read:
-            self._read[key] = read_corpus(spec, self.roots)
+            self._read[key] = read_corpus(spec, self.roots, self.jobs)
         return self._read[key]
 
 
-def read_corpus(spec: JobSpec, roots: Roots = (".",)) -> Corpus:
-    """Read what the spec names. SpecError names the field whose data set is missing, empty or unfit."""
+def read_corpus(spec: JobSpec, roots: Roots = (".",), jobs: str | None = None) -> Corpus:
+    """Read what the spec names. SpecError names the field whose data set is missing, empty or unfit. `jobs`: as of
+    `find_start`."""
     data = spec.data
+    start = find_start(spec.init_from, roots, jobs) if spec.init_from else None
     sources: dict[str, SourceRows] = {}
     if data.corpus:
         sources |= _both("data.corpus", _read("data.corpus", data.corpus, roots, "train"), data)
@@ -175,7 +181,7 @@ def read_corpus(spec: JobSpec, roots: Roots = (".",)) -> Corpus:
     _no_leak(trained, test, "test")
     _no_leak([*trained, *([("evaluate.on", test)] if test else [])], dev, "dev")
     guards = tuple(_guarded(n, ref, roots, trained) for n, ref in enumerate(spec.evaluate.guards))
-    return Corpus(sources, test, tasks, dev, guards, pools)
+    return Corpus(sources, test, tasks, dev, guards, pools, start)
 
 
 def _sentences(field: str, found: SourceRows, data: Data) -> SourceRows:

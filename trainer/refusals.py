@@ -181,7 +181,7 @@ def _meant_for_training(spec: JobSpec) -> list[Problem]:
     name = spec.recipe.name
     problems = [
         Problem(key, None, f"recipe {name} trains nothing; leave {key} out")
-        for key in ("tuning", "optimizer", "steps", "epochs")
+        for key in ("tuning", "optimizer", "steps", "epochs", "init_from")
         if key in spec.model_fields_set
     ]
     problems += [

@@ -21,8 +21,14 @@ from trainer.refusals import (
     refuse_unfit,
     refuse_unshown,
 )  # fmt: skip
+<<<<<<< HEAD
 from trainer.spec import Demos, JobSpec, Task
 from trainer.stage import MODALITY, Stage, field_of
+=======
+from trainer.spec import JobSpec, Task
+from trainer.stage import Stage
+from trainer.start import Start, refuse_misfit
+>>>>>>> 6dc06c3 (init_from: a job of any recipe starts from an earlier job's weights, pinned by content, by id through the service)
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, TaskRows, Untuned
 from trainer.tokens import DataError, check_window, family_of
 
@@ -47,6 +53,8 @@ ADDED: dict[str, Any] = {
     "stages.*.tasks": None,
     "stages.*.mix.*.kind": "piecewise",
     "stages.*.optimizer.schedule_part": None,
+    "spec.init_from": None,
+    "start": None,
 }
 """Fields that came after the first hashes were stored, each with the value that does what was done before it: left
 out of the hash at that value, so that a stored job hashes alike under every version. `*`: every item of a list or
@@ -66,6 +74,15 @@ class SourcePin(Spec):
     """Rows before the nested subset was taken."""
     modality: Literal["text", "speech"]
     """How the rows are shown."""
+
+
+class StartPin(Spec):
+    """The weights that training starts from, pinned by content."""
+
+    ref: str
+    """Reference as the user wrote it."""
+    sha256: str
+    """Of the safetensors file."""
 
 
 class Guard(Spec):
@@ -98,6 +115,8 @@ class Resolved(Spec):
     """The rows that checkpoints are scored on."""
     guards: list[Guard] = []
     """What is scored before and after training."""
+    start: StartPin | None = None
+    """What training starts from besides the base."""
     base_revision: str | None
     """Commit of a hub model, `files:<sha256>` of a local folder, `listing:<sha256>` of an s3:// folder; None where
     nobody could be asked."""
@@ -113,6 +132,9 @@ class Resolved(Spec):
         del doc["spec"]["evaluate"]["demos"]["from"]
         for key in ("name", "tags", "resources", "execution"):
             del doc["spec"][key]
+        if doc["start"]:
+            doc["spec"]["init_from"] = None
+            del doc["start"]["ref"]
         for path, default in ADDED.items():
             _leave_out(doc, path.split("."), default)
         doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
@@ -209,6 +231,9 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         demos = demos.model_copy(update={"revision": pin_base(demos.retriever, demos.revision)})
     named = {"metric": metric, "on": corpus.test.refs, "dev": dev and dev.ref, "demos": demos}
     evaluate = spec.evaluate.model_copy(update=named)
+    base_revision = pin_base(spec.base, spec.revision)
+    if corpus.start:
+        refuse_misfit(corpus.start, tuning, base_revision)
     settled = {"tasks": tasks, "tuning": tuning, "recipe": recipe, "evaluate": evaluate}
     return Resolved(
         spec=spec.model_copy(update=settled),
@@ -220,7 +245,8 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         pools=[_pin(pool, "text") for pool in corpus.pools] if demos.most else [],
         dev=_pin(dev, "test") if dev else None,
         guards=[_guard(found) for found in corpus.guards if spec.evaluate.guards],
-        base_revision=pin_base(spec.base, spec.revision),
+        start=StartPin(ref=corpus.start.ref, sha256=corpus.start.sha256) if corpus.start else None,
+        base_revision=base_revision,
     )
 
 
@@ -245,17 +271,27 @@ def _one_answer(spec: JobSpec, corpus: Corpus) -> JobSpec:
     return spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update=alike)})
 
 
-def read_and_resolve(spec: JobSpec, roots: Sequence[Path | str] = (".",)) -> tuple[Resolved, Corpus]:
-    """Read the corpus and resolve the job against it."""
+def read_and_resolve(
+    spec: JobSpec, roots: Sequence[Path | str] = (".",), jobs: str | None = None
+) -> tuple[Resolved, Corpus]:
+    """Read the corpus and resolve the job against it. `jobs`: as of `trainer.start.find_start`."""
     refuse_unbuilt(spec)
-    corpus = read_corpus(spec, roots)
+    corpus = read_corpus(spec, roots, jobs)
     return resolve(spec, corpus), corpus
 
 
 def check_pins(resolved: Resolved, corpus: Corpus) -> None:
     """The data are those that the job was resolved with, the test rows among them; else DataError."""
     assert corpus.test is not None, "resolve() refuses a job without a test set"
+<<<<<<< HEAD
     pinned = [(field_of(name), pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
+=======
+    pinned: list[tuple[str, SourcePin | StartPin, SourceRows | Start]] = []
+    if resolved.start is not None:
+        assert corpus.start is not None, "read_corpus finds it, or refuses"
+        pinned.append(("init_from", resolved.start, corpus.start))
+    pinned += [(f"data.{name}", pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
+>>>>>>> 6dc06c3 (init_from: a job of any recipe starts from an earlier job's weights, pinned by content, by id through the service)
     pinned.append(("evaluate.on", resolved.test, corpus.test))
     if resolved.demos is not None:
         pinned.append(("evaluate.demos", resolved.demos, corpus.sources[corpus.demonstrators() or ""]))

@@ -136,6 +136,8 @@ class Lineage(Record):
     """sha256 of the plan per stage."""
     contexts: dict[str, str] = {}
     """sha256 of the context (draws of label names, demonstrations) per stage that has one."""
+    init_from: dict[str, str] | None = None
+    """Reference and sha256 of the weights that training started from; None: the base alone."""
     base: str
     base_revision: str | None
     base_checksum: str | None

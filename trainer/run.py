@@ -49,6 +49,7 @@ def run(
     *,
     corpus: Corpus | None = None,
     roots: Sequence[Path | str] = (".",),
+    jobs: str | None = None,
     model=None,
     cache: FeatureCache | None = None,
     ranks: Ranks | None = None,
@@ -62,9 +63,9 @@ def run(
     the batches of an evaluation; its attribute `reason`, if it has one, is what the result says of an exit (`timeout`,
     else `yielded`). `model`: a loaded base to use again; it decides the device, is refused where it is not what the
     job says, and is given back without the adapter. `cache`: encoder states shared between jobs of one process.
-    `attempt`: this attempt's number where a service gives them; ConflictError where it is taken. A failure that the
-    user can do something about is a Result with a reason; an unexpected one is written as a result too, and raised.
-    Ranks end alike, whichever of them failed.
+    `jobs`: where jobs lie that `init_from` names by id. `attempt`: this attempt's number where a service gives them;
+    ConflictError where it is taken. A failure that the user can do something about is a Result with a reason; an
+    unexpected one is written as a result too, and raised. Ranks end alike, whichever of them failed.
     """
     ranks, lent = ranks or Ranks(), model
     with ranks.together():
@@ -73,7 +74,7 @@ def run(
     if ranks.from_first(over):
         with ranks.together():
             return Result.model_validate_json(store.get("final.json"))
-    job = _Job(resolved, store, sink, ranks, corpus, roots, device, threads, attempt)
+    job = _Job(resolved, store, sink, ranks, corpus, roots, jobs, device, threads, attempt)
     try:
         plans = job.plans(partial(job.base, model, cache))
         try:
@@ -103,12 +104,12 @@ def run(
 class _Job:
     """The steps of `run`, and what they share."""
 
-    def __init__(self, resolved, store, sink, ranks, corpus, roots, device, threads, attempt):
+    def __init__(self, resolved, store, sink, ranks, corpus, roots, jobs, device, threads, attempt):
         self.resolved, self.store, self.ranks = resolved, store, ranks
         self.spec = resolved.spec
         self.began = time.perf_counter()
         self.tail: deque[Event] = deque(maxlen=50)
-        self._sink, self._corpus, self.roots = sink, corpus, roots
+        self._sink, self._corpus, self.roots, self.jobs = sink, corpus, roots, jobs
         self.device = device or own_device(ranks.rank, torch.cuda.device_count())
         if self.device.startswith("cuda:"):
             torch.cuda.set_device(self.device)
@@ -153,7 +154,7 @@ class _Job:
                 self.put_shared("spec.json", self.resolved.model_dump_json(by_alias=True, indent=1) + "\n")
         with self.ranks.together():
             same_job(self.resolved, self.store)  # another job may have begun here just now
-            self.corpus = self._corpus or read_corpus(self.spec, self.roots)
+            self.corpus = self._corpus or read_corpus(self.spec, self.roots, self.jobs)
             check_pins(self.resolved, self.corpus)
             self.scoring = Scoring(self.resolved, self.corpus, self.ranks, self.tell)
             self.tasks = self.scoring.tasks
@@ -200,6 +201,8 @@ class _Job:
             tuning = tuning.model_copy(update={"encoder": self._encoder(base, control)})
         with self.ranks.together():
             base.attach(tuning, seed=spec.seed, execution=spec.execution, shard=spec.resources.shard_base)
+            if self.corpus.start and self.found is None:  # a checkpoint has all of it
+                base.start_from(self.corpus.start.weights(), self.corpus.start.ref)
         return base
 
     def _encoder(self, model, control: Callable[[], str]) -> str:
@@ -386,15 +389,11 @@ class _Job:
             data={**{k: pin.sha256 for k, pin in self.resolved.sources.items()}, "test": self.resolved.test.sha256},
             plans={s.name: p.sha256 for s, p in zip(self.resolved.stages, plans, strict=True)},
             contexts={name: found.sha256 for name, found in self.contexts.items()},
+            init_from=self.resolved.start and self.resolved.start.model_dump(),
             base=self.spec.base,
             base_revision=self.resolved.base_revision,
             base_checksum=model.checksum,
-            code=lineage.code_revision(),
-            versions=lineage.versions(),
-            seed=self.spec.seed,
+            code=lineage.code_revision(), versions=lineage.versions(), seed=self.spec.seed,
             hardware=lineage.processor() + (f"; {gpu}" if gpu else ""),
-            device=self.device,
-            precision=self.precision,
-            threads=self.threads,
-            world_size=self.ranks.world_size,
-        )
+            device=self.device, precision=self.precision, threads=self.threads, world_size=self.ranks.world_size,
+        )  # fmt: skip

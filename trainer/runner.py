@@ -216,14 +216,14 @@ class Runner:
             if resolved.hash != claim["spec_hash"]:
                 raise EndedError(f"the job's hash is {resolved.hash[:12]} in the code {self.settings.code} of this "
                                  f"runner and {claim['spec_hash'][:12]} in the service's")  # fmt: skip
-            roots = [*self.settings.data, self._brought(claim)]
-            resolved = _placed(resolved, roots)
+            resolved = _placed(resolved, roots := [*self.settings.data, self._brought(claim)])
         if lease is not None:
             lease.limit = Limit(resolved.spec.resources.time)
             store = LeasedStore(store, lease)
         try:
             made = run(
                 resolved, store, self._sink, lease or (lambda: "continue"), roots=roots,
+                jobs=f"{self.settings.store.rstrip('/')}/{claim['prefix'].rpartition('/')[0]}",
                 model=self._base(resolved), cache=self.cache, ranks=self.ranks, attempt=claim["attempt"],
             )  # fmt: skip
         finally:

@@ -76,9 +76,11 @@ def validate(database: Database, settings: Settings, store: Store, job_id: str) 
         try:
             spec = parse_job(job.spec)
             datasets.bring(database, store, settings, job.project_id, job.spec)
+            with database.read() as session:
+                jobs.refuse_start(session, job.project_id, spec.init_from)
             # one that had begun before the database was made anew goes on as what it began as
             begun = Resolved.model_validate(job.resolved) if job.resolved else None
-            resolved = begun or read_and_resolve(spec, settings.roots)[0]
+            resolved = begun or read_and_resolve(spec, settings.roots, jobs.home(store, job.project_id))[0]
             _allowed(database, job.project_id, resolved)
         except Exception as error:
             return _failed(database, job_id, error, tries)

@@ -46,9 +46,10 @@ def submit(
     job = checked(spec, app)
     with app.database.read() as session:
         datasets.pins(session, who.project_id, spec)
+        jobs.refuse_start(session, who.project_id, job.init_from)
     if dry_run:
         datasets.bring(app.database, app.store, app.settings, who.project_id, spec)
-        resolved, corpus = read_and_resolve(job, app.settings.roots)
+        resolved, corpus = read_and_resolve(job, app.settings.roots, jobs.home(app.store, who.project_id))
         return {"spec_hash": resolved.hash, **estimate(resolved, corpus).to_json()}
 
     with app.database.write() as session:

@@ -13,7 +13,7 @@ from api.errors import ApiError, not_found
 from api.local_paths import confined
 from api.routes.jobs import Limit, Spec
 from api.study_table import Table, study_report, study_table
-from db import bases, datasets, idempotency, studies
+from db import bases, datasets, idempotency, jobs, studies
 from db.keys import Holder
 from db.models import Job, Study
 from db.pools import pool_of
@@ -44,7 +44,7 @@ def submit(
     """A new study with all its jobs, or what each cell would do (`dry_run`). The body is a study spec; see
     docs/spec.md. With an Idempotency-Key the same submission twice is one study."""
     study = parse_study(spec)
-    read = corpus.Reader(app.settings.roots)
+    read = corpus.Reader(app.settings.roots, jobs.home(app.store, who.project_id))
     expanded = expand(study, _guarded(read, app, who.project_id))
     _refuse(expanded, read, app, who.project_id)
     cells = [*expanded.cells, *expanded.baselines]
@@ -106,6 +106,8 @@ def _guarded(reader: Read, app: Context, project_id: str) -> Read:
 
     def read(job: JobSpec) -> corpus.Corpus:
         confined(job, app.settings)
+        with app.database.read() as session:
+            jobs.refuse_start(session, project_id, job.init_from)
         datasets.bring(app.database, app.store, app.settings, project_id, job.model_dump(mode="json"))
         return reader(job)
 

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from trainer.adapter import Parts, adapter_files, attach, checksum, detach, load_adapter
+from trainer.adapter import Parts, adapter_files, attach, checksum, detach, load_adapter, start_from
 from trainer.batch import Batch, assign, collate, groups
 from trainer.families import attention, decoder
 from trainer.features import FeatureCache, alike, wave_key
@@ -180,6 +180,11 @@ class Family(ABC):
     def load_files(self, files: dict[str, bytes]) -> None:
         """Puts a state written by `files` back, bit for bit."""
         load_adapter(self.module, self.trained, files)
+
+    def start_from(self, weights: bytes, ref: str) -> None:
+        """Puts the trained state that another job left (`Start.weights`) in place of fresh parameters; SpecError where
+        it does not fit."""
+        start_from(self.module, self.trained, weights, ref)
 
     def set_trainable(self, trainable) -> dict[str, list[str]]:
         """Opens the parts that a stage trains (`Stage.trainable`) and closes the others.

@@ -55,6 +55,10 @@ class JobSpec(Spec):
     built-in tasks that its rows name."""
     recipe: Recipe = Auto()
     """Strategy: a name, or a name with its knobs."""
+    init_from: str | None = None
+    """Start from the trained weights of an earlier job on the same base, with a fresh optimiser: the job's id in the
+    service, its folder, the folder of one of its checkpoints or of an adapter; also s3://. Pinned by content. What it
+    trained, this job must train too, with the same rank; what it did not train starts as in the base."""
     tuning: Tuning = Tuning()
     """What is adapted and how."""
     optimizer: Optimizer = Optimizer()
