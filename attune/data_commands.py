@@ -1,4 +1,4 @@
-"""`attune import` and `attune export`: data sets in and out. Exit codes as everywhere: 0, 2, 130."""
+"""`attune import`, `attune words` and `attune export`: data sets in and out. Exit codes as everywhere: 0, 2, 130."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from attune import show
 from attune.exporting import FORMATS, export_dataset
 from attune.importing import KINDS, ImportOptions, SourceError, import_dataset
+from attune.importing.words import add_words, read_ctm, read_textgrids
 from attune.service_commands import Command
 
 ROLES = ("audio", "text", "label", "intent", "slots", "speaker", "split", "id", "offset_s", "duration_s")
@@ -23,6 +24,15 @@ def add(
 ) -> None:
     """Register the commands; `command` makes one."""
     _import_command(command("import", _import, "turn a table, clips or a published corpus into a data set"))
+    sub = command("words", lambda args: _words(args, roots_of(args)), "add times of words to a data set, as a new one")
+    sub.add_argument("data", help="data set, e.g. folder")
+    times = sub.add_mutually_exclusive_group(required=True)
+    times.add_argument("--ctm", type=Path, help="file: recording channel start duration word, a word a line")
+    times.add_argument("--textgrid", type=Path, metavar="DIR", help="folder of Praat TextGrids, named like recordings")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the new data set")
+    sub.add_argument("--link", action="store_true", help="refer to the recordings where they are instead of copying")
+    sub.add_argument("--json", action="store_true", help="print the report as JSON")
+    roots(sub)
     sub = command("export", lambda args: _export(args, roots_of(args)), "write a data set in another toolkit's form")
     sub.add_argument("format", choices=tuple(FORMATS), help="NeMo manifests, Lhotse cuts, or Hugging Face's Parquet")
     sub.add_argument("data", help="data set, e.g. folder or folder:train")
@@ -73,6 +83,13 @@ def _import(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         report = import_dataset(source, args.out, options, progress, kind=said[0] if said else None)
+    show.imported(report, args.out, as_json=args.json)
+    return 0
+
+
+def _words(args: argparse.Namespace, roots: list[Path]) -> int:
+    found = read_ctm(args.ctm) if args.ctm else read_textgrids(args.textgrid)
+    report = add_words(args.data, found, args.out, roots=roots, link=args.link)
     show.imported(report, args.out, as_json=args.json)
     return 0
 

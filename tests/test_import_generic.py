@@ -269,7 +269,7 @@ def everything(folder: Path) -> tuple[list[Utterance], Task]:
     clip(folder / "audio" / "talk.wav", 1, seconds=2)
     label = {"intent": "order", "slots": [slot("drink", "café")]}
     row = Utterance("u1", "orders", "fr-FR", "train", "un café", label, "audio/talk.wav", 0.5, 1.0, "anna",
-                    words=({"w": "un", "start": 0.1, "end": 0.2},), meta={"headset": False})  # fmt: skip
+                    words=({"text": "un", "start": 0.1, "end": 0.2},), meta={"headset": False})  # fmt: skip
     rows = [row, replace(row, id="u2", offset_s=1.5, duration_s=0.5, split="tst-HE", words=None, question="Quoi ?")]
     clip(folder / "audio" / "alone.flac", 2)
     rows.append(Utterance("u3", "orders", "fr-FR", "dev", None, label, "audio/alone.flac", 0.0, 0.3))
@@ -289,7 +289,7 @@ class TestExport:
         assert fingerprint(rows.values(), tmp_path / "out") == first
         assert again.id == first
         assert rows["u2"].question == "Quoi ?"
-        assert rows["u1"].words == ({"w": "un", "start": 0.1, "end": 0.2},)
+        assert rows["u1"].words == ({"text": "un", "start": 0.1, "end": 0.2},)
         assert (task.name, task.slots) == ("orders", {"drink": None})
 
     def test_what_a_format_has_no_place_for_is_said(self, tmp_path):

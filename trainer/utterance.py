@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
+from trainer.words import faulty
+
 Label = str | list[str] | dict[str, Any] | None
 
 
@@ -44,7 +46,7 @@ class Utterance:
     speaker: str | None = None
     """Who speaks; None where unknown."""
     words: tuple[dict[str, Any], ...] | None = None
-    """Timed words `{"w", "start", "end"}`, seconds from the utterance's start."""
+    """Timed words `{"text", "start", "end"}`, seconds from the utterance's start, in order."""
     meta: dict[str, Any] | None = None
     """Whatever else the source knows; nothing here changes training."""
     question: str | None = None
@@ -78,7 +80,7 @@ def utterance(row: Any, folder: str = "") -> Utterance:
             and (duration is None or (type(duration) in _NUMBER and 0 < duration < math.inf))
             and (type(offset) in _NUMBER and 0 <= offset < math.inf)
             and (label is None or type(label) is str or _is_label(label))
-            and (words is None or type(words) is list)
+            and (words is None or (type(words) is list and faulty(words) is None))
             and (meta is None or type(meta) is dict)
             and (question is None or (type(question) is str and question))
             and row.keys() <= _FIELD_SET
@@ -152,7 +154,9 @@ def _explain(row: Any) -> ManifestError:
     if not seconds(row.get("offset_s", 0.0)):
         return say("offset_s", "must be seconds, 0 or more")
     if not isinstance(row.get("words"), list | None):
-        return say("words", "must be a list of {w, start, end}")
+        return say("words", "must be a list of {text, start, end}")
+    if wrong := faulty(row.get("words") or []):
+        return ManifestError(f"field 'words': {wrong}", field="words")
     if not isinstance(row.get("meta"), dict | None):
         return say("meta", "must be an object")
     return say("label", 'must be a string, a list of strings, or {"intent", "slots": [{"type", "value"}]}')

@@ -20,6 +20,7 @@ from trainer.manifest import ManifestError, Utterance, locate, read_numbered
 from trainer.recordings import Recording, examine
 from trainer.spec import Task
 from trainer.streamed import address
+from trainer.words import places
 
 Severity = Literal["error", "warning", "note"]
 
@@ -125,7 +126,7 @@ def validate(
     with ThreadPoolExecutor(workers) as pool:
         examined = recordings or (pool.map(examine, rows) if listen else (None for _ in rows))
         for line, row, recording in zip(lines, rows, examined, strict=True):
-            found = [*_text_issues(row), *_label_issues(row, task)]
+            found = [*_text_issues(row), *_word_issues(row), *_label_issues(row, task)]
             if (first := seen_ids.setdefault(row.id, line)) != line:
                 remedy = f"already on line {first}; make ids unique"
                 found.append(("error", "duplicate_id", "id", row.id, remedy))
@@ -228,6 +229,27 @@ def _text_issues(row: Utterance) -> Iterator[Finding]:
     elif row.text:
         for code, value, remedy in charset.findings(row.text, row.language):
             yield "warning", code, "text", value, remedy
+
+
+def _word_issues(row: Utterance) -> Iterator[Finding]:
+    """Of timed words; their form is the manifest's business."""
+    if not row.words:
+        return
+    last = row.words[-1]
+    if row.audio is None:
+        yield (
+            "warning",
+            "words_unheard",
+            "words",
+            None,
+            "there is no recording that they could be times of; leave them out",
+        )
+    elif row.duration_s is not None and last["end"] > row.duration_s + TOLERANCE_S:
+        remedy = f"the utterance has {row.duration_s:.2f} s; times count from its own start (offset_s), correct them"
+        yield "error", "words_outside", "words", last, remedy
+    if row.text and places(row.text, row.words) is None:
+        remedy = "together they are not the transcript, so nothing can be cut between them; correct either"
+        yield "warning", "words_differ", "words", " ".join(word["text"] for word in row.words)[:80], remedy
 
 
 def _near(value: str, known: Iterable[str]) -> str:
