@@ -291,7 +291,7 @@ def test_layers_are_shares_of_the_depth():
 
 
 @pytest.mark.parametrize(("knobs", "words"), [
-    ({"pretrain": "mixed"}, "times of words"), ({"init_from": "ftjob-1"}, "leave init_from out"),
+    ({"pretrain": "mixed"}, "18 rows have no times of two words"), ({"init_from": "x"}, "say init_from beside recipe"),
     ({"pretrain": "asr", "group_size": 4}, "compares nothing; leave group_size out"),
     ({"group_size": 3}, "multiple of the objective"),
     ({"pretrain_epochs": 3}, "pre-training takes 7 steps of 6"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.views import Example
+from trainer.example import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Batch:
     groups: tuple[Group, ...]
     """The same layout in words of places."""
     waves: list[np.ndarray]
-    """Recordings in the order of their placeholders."""
+    """Recordings, or segments of them, in the order of their placeholders."""
     rows: torch.Tensor
     """(supervised,) example of each supervised token, counted as given to `collate`."""
     at: torch.Tensor
@@ -153,8 +153,9 @@ def collate(
     share: bool = True,
     multiple: int = 1,
 ) -> Batch:
-    """The pack of a micro-batch; only answers are supervised. `share=False` lays out every prompt whole. The pack's
-    time is filled up to a `multiple` by `pad` tokens that nothing sees (for kernels with static shapes)."""
+    """The pack of a micro-batch; only answers are supervised, less what is context in them. `share=False` lays out
+    every prompt whole. The pack's time is filled up to a `multiple` by `pad` tokens that nothing sees (for kernels with
+    static shapes)."""
     ids: list[int] = []
     positions: list[int] = []
     segments: list[int] = []
@@ -181,14 +182,15 @@ def collate(
         rests = []
         for i in group.members:
             e = examples[i]
-            assert audio_id not in e.answer, f"{e.name}: a placeholder in the answer"
             start, length = lay((*e.prompt[n:], *e.answer), n, seen)
             rests.append((start, length))
-            rows += [i] * len(e.answer)
-            at += range(start + length - len(e.answer) - 1, start + length - 1)
-            targets += e.answer
-            if e.wave is not None:
-                waves.append(e.wave)
+            first, predicted = start + length - len(e.answer), e.supervised
+            taught = [e.answer[k] for k in predicted]
+            assert audio_id not in taught, f"{e.name}: a placeholder among what is predicted"
+            rows += [i] * len(taught)
+            at += [first + k - 1 for k in predicted]
+            targets += taught
+            waves += e.waves
         laid.append(Group(prefix, tuple(rests)))
     if filler := -len(ids) % multiple:
         laid.append(Group((len(ids), 0), (lay([pad] * filler, 0, None),)))

@@ -17,7 +17,7 @@ from trainer.corpus import Corpus, SourceRows
 from trainer.formats import FORMATS
 from trainer.resolve import Resolved
 from trainer.rng import permutation
-from trainer.stage import Labels, cumulative
+from trainer.stage import Interleaved, Labels, cumulative
 from trainer.strategies import LinearProbe, Majority
 from trainer.tokens import BaseError, Tokens, demonstration, locate_base
 
@@ -129,6 +129,10 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
         smallest_difference=smallest,
         notes=notes,
     )
+    for stage in (s for s in resolved.stages if isinstance(s.view, Interleaved)):
+        for name in stage.mix:
+            sources[name].exact = False
+        notes.append(f"stage {stage.name} shows running text; its tokens are counted as if its rows were asked")
     if tokens is not None:
         _add_demonstrations(found, resolved, corpus, tokens)
     if isinstance(resolved.spec.recipe, Majority):

@@ -16,6 +16,11 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def default(spec: Spec, name: str) -> Any:
+    """A field's default: what a spec that is stored with every field written out says where its user said nothing."""
+    return type(spec).model_fields[name].default
+
+
 class Problem(NamedTuple):
     """One thing wrong with a spec: where (dotted), what was given, what is allowed."""
 

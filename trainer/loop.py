@@ -264,7 +264,7 @@ class Loop:
             # A rank that fails here would leave the others waiting for its part of a split base.
             outlines, made = ahead.step(t)
         trial.data_seconds = time.perf_counter() - began
-        size = Size(len(outlines), sum(len(e.answer) for e in outlines))
+        size = Size(len(outlines), sum(len(e.supervised) for e in outlines))
         for indices in self._cut(stage, outlines):
             single = len(indices) <= objective.unit
             try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.corpus import Corpus
+from trainer.corpus import MODALITY, Corpus
 from trainer.fields import Problem, SpecError, nearest, problem
 from trainer.formats import FORMATS
 from trainer.metrics import METRICS
@@ -10,6 +10,7 @@ from trainer.spec import JobSpec, Task
 from trainer.stage import (
     RECORDINGS,
     Balanced,
+    Interleaved,
     Mixture,
     Stage,
     Transcribe,
@@ -20,6 +21,8 @@ from trainer.stage import (
 )  # fmt: skip
 from trainer.strategies import Baseline, Custom, Untuned
 from trainer.tokens import check_window
+from trainer.utterance import Utterance
+from trainer.words import places
 
 MOST_PRESENTATIONS = 100_000_000
 """Of a job: its plan is arrays of that length."""
@@ -73,7 +76,10 @@ def refuse_unfit(stages: Sequence[Stage], spec: JobSpec, corpus: Corpus) -> None
         if global_batch % stage.objective.unit:
             message = f"must be a multiple of the objective's group_size ({stage.objective.unit}); change either"
             problems.append(Problem("global_batch", global_batch, message))
-        for source in stage.mix if stage.objective.twin or isinstance(stage.view, Transcribe) else ():
+        if isinstance(stage.view, Interleaved):
+            problems += _untimed(stage, spec, corpus)
+        wants_text = stage.objective.twin or isinstance(stage.view, Transcribe | Interleaved)
+        for source in stage.mix if wants_text else ():
             if bare := [u.id for u in corpus.sources[source].rows if not u.text and stage.shows(u.task)]:
                 message = f"{len(bare)} rows have no transcript, which stage {stage.name} needs; the first is {bare[0]}"
                 problems.append(Problem(field_of(source), corpus.sources[source].ref, message))
@@ -138,6 +144,31 @@ def refuse_unbalanced(stages: Sequence[Stage], corpus: Corpus, *, custom: bool) 
             problems.append(Problem(f"{at}.mix", None, message))
     if problems:
         raise SpecError(problems)
+
+
+def _untimed(stage: Stage, spec: JobSpec, corpus: Corpus) -> list[Problem]:
+    """What keeps a stage from cutting its recordings between words."""
+    problems = []
+    if spec.data.trim_silence == "on":
+        message = f"would move the times of words, which stage {stage.name} needs; use report"
+        problems.append(Problem("data.trim_silence", "on", message))
+    for source in (name for name in stage.mix if MODALITY[name] == "speech"):
+        if bare := [u.id for u in corpus.sources[source].rows if stage.shows(u.task) and not _in_turns(u)]:
+            message = (
+                f"{len(bare)} rows have no times of two words or more that agree with their transcript, which stage "
+                f"{stage.name} needs (`words` of a manifest; `attune words`); the first is {bare[0]}"
+            )
+            problems.append(Problem(f"data.{source}", corpus.sources[source].ref, message))
+    assert corpus.test is not None
+    if stage.measure and not any(u.audio and _in_turns(u) for u in corpus.test.rows):
+        message = "no row has times of words, which measuring misalignment here needs; leave measuring out"
+        problems.append(Problem("evaluate.on", corpus.test.ref, message))
+    return problems
+
+
+def _in_turns(row: Utterance) -> bool:
+    """Whether some of a recording's words can be heard and others read."""
+    return bool(row.text) and len(row.words or ()) > 1 and places(row.text or "", row.words or ()) is not None
 
 
 def refuse_unbuilt(spec: JobSpec) -> None:

@@ -21,14 +21,9 @@ from trainer.refusals import (
     refuse_unfit,
     refuse_unshown,
 )  # fmt: skip
-<<<<<<< HEAD
 from trainer.spec import Demos, JobSpec, Task
 from trainer.stage import MODALITY, Stage, field_of
-=======
-from trainer.spec import JobSpec, Task
-from trainer.stage import Stage
 from trainer.start import Start, refuse_misfit
->>>>>>> 6dc06c3 (init_from: a job of any recipe starts from an earlier job's weights, pinned by content, by id through the service)
 from trainer.strategies import Auto, Baseline, Budget, Custom, LinearProbe, Majority, TaskRows, Untuned
 from trainer.tokens import DataError, check_window, family_of
 
@@ -283,15 +278,11 @@ def read_and_resolve(
 def check_pins(resolved: Resolved, corpus: Corpus) -> None:
     """The data are those that the job was resolved with, the test rows among them; else DataError."""
     assert corpus.test is not None, "resolve() refuses a job without a test set"
-<<<<<<< HEAD
-    pinned = [(field_of(name), pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
-=======
     pinned: list[tuple[str, SourcePin | StartPin, SourceRows | Start]] = []
     if resolved.start is not None:
         assert corpus.start is not None, "read_corpus finds it, or refuses"
         pinned.append(("init_from", resolved.start, corpus.start))
-    pinned += [(f"data.{name}", pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
->>>>>>> 6dc06c3 (init_from: a job of any recipe starts from an earlier job's weights, pinned by content, by id through the service)
+    pinned += [(field_of(name), pin, corpus.sources[name]) for name, pin in resolved.sources.items()]
     pinned.append(("evaluate.on", resolved.test, corpus.test))
     if resolved.demos is not None:
         pinned.append(("evaluate.demos", resolved.demos, corpus.sources[corpus.demonstrators() or ""]))

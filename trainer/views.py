@@ -3,18 +3,20 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Optional
+from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 
 from trainer import answers, audio
 from trainer.context import Context, Shown
+from trainer.example import Example
+from trainer.interleaved import interleaved, running
 from trainer.labels import names
 from trainer.predictions import limited
+from trainer.rng import philox
 from trainer.spec import Task, builtin_tasks
-from trainer.stage import Labels, Plain, Stage, Transcribe, Twin, View
+from trainer.stage import Interleaved, Labels, Plain, Stage, Transcribe, Twin, View
 from trainer.tokens import AudioShape, DataError, Tokens, asked, demonstration, reference, transcript
 
 TEXT, SPEECH = "text", "speech"
@@ -22,27 +24,6 @@ VIEWS = (TEXT, SPEECH)
 """Names of the numbers in `StagePlan.view`."""
 TRANSCRIBE = "transcribe"
 """Name of the built-in task that the view of that name asks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One utterance as the model gets it."""
-
-    name: str
-    """Utterance id, for messages."""
-    prompt: tuple[int, ...]
-    """Ids up to the answer, audio placeholders expanded."""
-    answer: tuple[int, ...]
-    """Ids that are supervised: the answer and its end."""
-    wave: np.ndarray | None
-    """Recording (samples,) float32 at the base's rate; None in the text view."""
-    asked: str = ""
-    """What examples have in common that may share a prefix: the instruction. Only a hint of where to look."""
-    twin: Optional["Example"] = None
-    """What the objective holds it against, where it is not the example itself."""
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
 
 
 class Recordings:
@@ -143,6 +124,20 @@ def _demonstration(utterance, task) -> str:
         raise DataError(f"utterance {utterance.id}, a demonstration: {error}") from error
 
 
+def _interleaved(utterance, view: str, kind: Interleaved, tokens, recordings, draws) -> tuple[Example, Example | None]:
+    """The running text and its twin, where it has another than itself."""
+    if view == TEXT:
+        return running(utterance, tokens), None
+    assert draws is not None, "segments are drawn"
+    try:
+        wave = recordings.wave(utterance)
+        return interleaved(utterance, kind, tokens, wave, draws(len(utterance.words or ()) + 2).tolist())
+    except DataError:
+        raise
+    except ValueError as error:  # of the recording
+        raise DataError(f"utterance {utterance.id}: {error}") from error
+
+
 @cache
 def _transcription() -> Task:
     return builtin_tasks()[TRANSCRIBE]
@@ -158,9 +153,11 @@ def training_example(
     shown: Shown | None = None,
     *,
     twin: Twin | None = None,
+    draws: Callable[[int], np.ndarray] | None = None,
 ) -> Example:
     """The example of one presentation of a plan (`view`: its number there) under a stage's view, with the `twin` that
-    its objective asks for; `shown`: its context, where the view has one."""
+    its objective asks for; `shown`: its context, where the view has one; `draws`: as many random words as it is asked
+    for, the same whenever this presentation is made, where the view draws any."""
     match kind:
         case Plain():
             made = example(utterance, VIEWS[view], tasks[utterance.task], tokens, recordings)
@@ -173,6 +170,10 @@ def training_example(
             before = [given.utterance(u) for u in shown.demonstrations]
             seen = given.utterance(utterance)
             made = example(seen, VIEWS[view], given.task, tokens, recordings, demonstrations=before)
+        case Interleaved():
+            made, read = _interleaved(utterance, VIEWS[view], kind, tokens, recordings, draws)
+            if twin == "asked":
+                return replace(made, twin=read)
     if twin == "transcript":
         words = tokens.text_ids(transcript(utterance), name=utterance.id)
         return replace(made, twin=Example(utterance.id, words, (), None))
@@ -194,7 +195,8 @@ def training_examples(
         found = contexts.get(stage.name)
         shown = found and found.at(at, resolved.spec.seed, in_order)
         utterance, twin = rows[source][row], stage.objective.twin
-        return training_example(utterance, view, stage.view, tasks, tokens, recordings, shown, twin=twin)
+        draws = partial(philox, resolved.spec.seed, f"segments/{stage.name}/{at}")
+        return training_example(utterance, view, stage.view, tasks, tokens, recordings, shown, twin=twin, draws=draws)
 
     return make
 
@@ -203,6 +205,11 @@ def reference_examples(resolved, corpus, tokens: Tokens, recordings: Recordings,
     """What misalignment and forgetting are measured on in a stage; labels go by their own names, as when scored."""
     assert stage.measure is not None
     tasks = {task.name: task for task in resolved.spec.tasks}
-    chosen = limited([u for u in corpus.test.rows if u.audio and u.text], stage.measure.utterances)
+    timed = isinstance(stage.view, Interleaved)
+    usable = [u for u in corpus.test.rows if u.audio and u.text and (not timed or len(u.words or ()) > 1)]
     view, speech = Plain() if isinstance(stage.view, Labels) else stage.view, VIEWS.index(SPEECH)
-    return [training_example(u, speech, view, tasks, tokens, recordings, twin="asked") for u in chosen]
+    made_of = (view, tasks, tokens, recordings)
+    return [
+        training_example(u, speech, *made_of, twin="asked", draws=partial(philox, 0, f"segments/measured/{n}"))
+        for n, u in enumerate(limited(usable, stage.measure.utterances))
+    ]

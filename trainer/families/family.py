@@ -247,10 +247,11 @@ class Family(ABC):
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def audio_states(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Encoder states per recording, from the cache where the encoder is the base's own."""
+    def audio_states(self, waves: Sequence[np.ndarray], *, keep: bool = True) -> list[torch.Tensor]:
+        """Encoder states per recording, from the cache where the encoder is the base's own. `keep`: not of what is not
+        heard again."""
         how = self.execution.encoder_batches
-        if not (self.encoder_is_base and self.execution.feature_cache):
+        if not (keep and self.encoder_is_base and self.execution.feature_cache):
             return self._encoded(waves, together=how != "off")
         encoder = self._encoder_key if self.execution.trimming else f"{self._encoder_key}-whole"
         keys = [wave_key(wave) for wave in waves]
@@ -271,7 +272,7 @@ class Family(ABC):
             found.update(zip(indices, self.encode([waves[i] for i in indices]), strict=True))
         return [found[i] for i in range(len(waves))]
 
-    def embed(self, ids: torch.Tensor, waves: Sequence[np.ndarray]) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor, waves: Sequence[np.ndarray], *, keep: bool = True) -> torch.Tensor:
         """Inputs of the language model: ids (batch, time) with the audio vectors of `waves` (row by row, in
         order) in the place of the placeholders → (batch, time, width)."""
         places = ids == self.tokens.audio_id
@@ -280,7 +281,7 @@ class Family(ABC):
         if not waves:
             return inputs
         with self.autocast():
-            vectors = self.project(self.audio_states(waves))
+            vectors = self.project(self.audio_states(waves, keep=keep))
         assert int(places.sum()) == len(vectors), "placeholders and audio vectors differ in number"
         return inputs.masked_scatter(places[..., None], vectors.to(inputs.dtype))
 
@@ -366,7 +367,8 @@ class Family(ABC):
         return [[found[d][start : start + n] for d in depths] for _, (start, n) in sorted(spans.items())]
 
     def _inputs(self, batch: Batch) -> torch.Tensor:
-        inputs = self.embed(batch.ids[None], batch.waves)
+        # Segments are cut anew for every presentation.
+        inputs = self.embed(batch.ids[None], batch.waves, keep=not any(e.cuts for e in batch.examples))
         if self.sharded and torch.is_grad_enabled():
             # Text alone gives no gradient to a projector, but the other ranks' backward gathers need this rank.
             inputs = inputs if inputs.requires_grad else inputs.requires_grad_()

@@ -6,14 +6,15 @@ other ranks; a group lies on one.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from trainer.batch import Batch
+from trainer.example import Example
 from trainer.objectives.sinkhorn import divergences
 from trainer.stage import Contrastive
-from trainer.views import Example
 
 
 def pair_losses(kind: Contrastive, model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,7 +24,7 @@ def pair_losses(kind: Contrastive, model, batch: Batch) -> tuple[torch.Tensor, t
     assert len(batch) % kind.group_size == 0, "a group was cut"
     audio = model.tokens.audio_id
     texts = [e.twin for e in batch.examples if e.twin is not None]
-    heard = [Example(e.name, (audio,) * e.prompt.count(audio), (), e.wave) for e in batch.examples]
+    heard = [_heard(e, audio) for e in batch.examples]
     depths = kind.depths(len(model.language_model.layers))
     states = model.layer_states([*texts, *heard], depths)
     losses, figures = [], torch.zeros(len(kind.figures), device=batch.ids.device)
@@ -41,6 +42,13 @@ def pair_losses(kind: Contrastive, model, batch: Batch) -> tuple[torch.Tensor, t
         alike = F.cosine_similarity(_means(text), _means(speech))
         figures += torch.stack([x.detach().sum().float() for x in (total, right, alike)])
     return torch.cat(losses), figures
+
+
+def _heard(example: Example, audio: int) -> Example:
+    """The recording alone, without its prompt; running text with all that is heard and read."""
+    if example.cuts or audio not in example.prompt:
+        return replace(example, prompt=example.prompt + example.answer, answer=(), twin=None, context=())
+    return Example(example.name, (audio,) * example.prompt.count(audio), (), example.wave)
 
 
 def likeness(kind: Contrastive, text: Sequence[torch.Tensor], speech: Sequence[torch.Tensor]) -> torch.Tensor:

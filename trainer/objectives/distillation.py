@@ -1,7 +1,7 @@
 """Cross-modal distillation (arXiv 2510.13632, section 3): the base on the text teaches the tuned model on the speech.
 
-The teacher is the same base with its adapters off, so no second copy is in memory. Departures from the paper, whose
-sequences alternate text and speech: the predicted tokens are those of the answer, behind one recording.
+The teacher is the same base with its adapters off, so no second copy is in memory. What is predicted, and from what, is
+the view's to say: the answer behind one recording, or, as in the paper, the read words of text that is partly heard.
 """
 
 import torch

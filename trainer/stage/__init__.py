@@ -24,7 +24,7 @@ from trainer.stage.objective import (
 from trainer.stage.optimizer import Optimizer, Trainable
 from trainer.stage.sampler import Balanced, Diverse, Mixture, Sampler, source_shares, task_weights
 from trainer.stage.source import MODALITY, RECORDINGS, TEXTS, Modality, Source, field_of, hears
-from trainer.stage.view import Demonstrations, Labels, Lookup, Naming, Plain, Transcribe, View
+from trainer.stage.view import Demonstrations, Interleaved, Labels, Lookup, Naming, Plain, Span, Transcribe, View
 
 
 class Stage(Spec):
@@ -111,8 +111,8 @@ class Stage(Spec):
 
 __all__ = [
     "DEPTHS", "MODALITY", "RECORDINGS", "TEXTS", "AnyCurve", "AnyShare", "Balanced", "Contrastive", "CrossEntropy",
-    "Curve", "Demonstrations", "Distillation", "Divergences", "Diverse", "Labels", "Lookup", "Mixture", "Modality",
-    "Naming", "Objective", "Optimizer", "Plain", "Ramp", "Rest", "Sampler", "Source", "Stage", "Steps", "Trainable",
-    "Transcribe", "Twin", "View", "area", "cumulative", "field_of", "hears", "mean", "shares", "source_shares",
-    "task_weights",
+    "Curve", "Demonstrations", "Distillation", "Divergences", "Diverse", "Interleaved", "Labels", "Lookup", "Mixture",
+    "Modality", "Naming", "Objective", "Optimizer", "Plain", "Ramp", "Rest", "Sampler", "Source", "Span", "Stage",
+    "Steps", "Trainable", "Transcribe", "Twin", "View", "area", "cumulative", "field_of", "hears", "mean", "shares",
+    "source_shares", "task_weights",
 ]  # fmt: skip

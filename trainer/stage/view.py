@@ -110,4 +110,29 @@ class Labels(Naming):
     """Which view."""
 
 
-View = Annotated[Plain | Transcribe | Labels, Field(discriminator="kind")]
+Span = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+"""Fewest and most."""
+
+
+class Interleaved(Spec):
+    """View: running text without any question, of which segments are heard and segments read in turns; the read words
+    are predicted (arXiv 2510.13632, section 3: 10–30 and 5–15 words; arXiv 2412.15712: 4–10 and 2–5). Recordings need
+    the times of words; a sentence without recording is read throughout. How an utterance begins, and what becomes of
+    one too short for both, is inferred: `trainer/interleaved.py`."""
+
+    kind: Literal["interleaved"] = "interleaved"
+    """Which view."""
+    text_words: Span = (10, 30)
+    """Fewest and most words of a segment that is read."""
+    speech_words: Span = (5, 15)
+    """Fewest and most words of a segment that is heard."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Interleaved":
+        for name in ("text_words", "speech_words"):
+            if (span := getattr(self, name))[0] > span[1]:
+                raise ValueError(f"{name} is {list(span)}; the fewest come first")
+        return self
+
+
+View = Annotated[Plain | Transcribe | Labels | Interleaved, Field(discriminator="kind")]

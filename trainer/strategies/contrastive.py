@@ -12,21 +12,24 @@ Departures, each a field or named here:
 - Recordings of the same words are no counter-examples of each other.
 - Counter-examples from other ranks: none, as in the paper's code; larger groups give more.
 - A common shift of all positions is not offered: the supported decoders have rotary positions, where it has no effect.
-- Mixed speech and text (`mixed`) needs the times of words, and a start from another job's artifact (`init_from`) is
-  not built: both are refused by name.
+- `mixed` (text in which some words are heard; its other words are predicted) needs the times of words. With
+  `contrastive+mixed` the whole mixed sequence is brought together with the transcript, both by likeness as above; the
+  paper's likeness by words is not offered.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.fields import Share, Spec, problem
+from trainer.fields import Share, Spec, default, problem
 from trainer.stage import Contrastive as Comparison
-from trainer.stage import CrossEntropy, Objective, Stage, Trainable, Transcribe
+from trainer.stage import CrossEntropy, Interleaved, Objective, Span, Stage, Trainable, Transcribe, View
 from trainer.strategies.budget import Budget, need
 
+COMPARING = ("similarity", "layers", "temperature", "symmetric", "group_size")
+"""Fields that mean something where pairs are compared."""
 MOST = 10
 """Largest group that is made where none is said: the paper's batch of a device."""
 
@@ -37,8 +40,8 @@ class Contrastive(Spec):
     paper: ClassVar[str] = "Contrastive Learning for Task-Independent SpeechLLM-Pretraining (arXiv 2412.15712)"
     name: Literal["contrastive"] = "contrastive"
     """The recipe's name."""
-    pretrain: Literal["none", "asr", "contrastive", "contrastive+asr", "mixed"] = "contrastive"
-    """Objective of the first part; `none` leaves it out. `mixed` is not built yet."""
+    pretrain: Literal["none", "asr", "contrastive", "contrastive+asr", "mixed", "contrastive+mixed"] = "contrastive"
+    """Objective of the first part; `none` leaves it out. `mixed`: next words of text of which some are heard."""
     similarity: Literal["cosine", "wasserstein"] = "cosine"
     """Cosine of mean states, or minus the Sinkhorn divergence of all states."""
     layers: Literal["embedding", "all"] | list[Share] = "all"
@@ -50,6 +53,10 @@ class Contrastive(Spec):
     group_size: int | None = Field(default=None, ge=2)
     """Pairs that are each other's counter-examples. Default: the largest divisor of `global_batch` up to the paper's
     10."""
+    text_words: Span = (4, 10)
+    """`mixed`: fewest and most words of a segment that is read (the paper: 4 to 10)."""
+    speech_words: Span = (2, 5)
+    """`mixed`: fewest and most words of a segment that is heard (the paper: 2 to 5)."""
     pretrain_epochs: float = Field(default=5.0, gt=0)
     """Passes over the recordings in the first part (the paper: 5)."""
     data_fraction: Share = Field(default=1.0, gt=0)
@@ -57,24 +64,28 @@ class Contrastive(Spec):
     tune: Literal["all", "projector"] = "all"
     """What the second part trains: all that `tuning` opens, or the projector alone (the paper) on recordings alone."""
     init_from: str | None = None
-    """Start from another job's artifact; not built yet."""
+    """Said beside the recipe, for every recipe: `init_from` of the job."""
 
-    @field_validator("pretrain", "init_from")
+    @field_validator("init_from")
     @classmethod
-    def _built(cls, value: Any, info) -> Any:
-        if value == "mixed":
-            raise ValueError("mixed speech and text needs the times of words and is not built yet; use contrastive")
-        if info.field_name == "init_from" and value is not None:
-            raise ValueError("starting from another job's artifact is not built yet; leave init_from out")
+    def _elsewhere(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError("every recipe can start from an earlier job: say init_from beside recipe, not in it")
         return value
 
     @model_validator(mode="after")
     def _fits(self) -> "Contrastive":
-        compares = "contrastive" in self.pretrain
-        unused = {"similarity", "layers", "temperature", "symmetric", "group_size"} & self.model_fields_set
-        if unused and not compares:
-            raise ValueError(f"pretrain {self.pretrain} compares nothing; leave {', '.join(sorted(unused))} out")
+        unused = [] if "contrastive" in self.pretrain else self._said(*COMPARING)
+        if unused:
+            raise ValueError(f"pretrain {self.pretrain} compares nothing; leave {', '.join(unused)} out")
+        spans = [] if "mixed" in self.pretrain else self._said("text_words", "speech_words")
+        if spans:
+            raise ValueError(f"pretrain {self.pretrain} has no segments; leave {', '.join(spans)} out")
         return self
+
+    def _said(self, *names: str) -> list[str]:
+        """Fields that are not as they are where nothing is said: a stored spec says all of them."""
+        return [name for name in names if getattr(self, name) != default(self, name)]
 
     def stages(self, rows: Mapping[str, int], budget: Budget) -> list[Stage]:
         """Pre-training on the recordings, then all sources in proportion. `rows`: usable rows per source."""
@@ -106,17 +117,22 @@ class Contrastive(Spec):
             mix={spoken: 1.0},
             trainable=Trainable(lm=False, projector=True),
             optimizer=budget.optimizer,
-            view=Transcribe(),
+            view=self._view(),
             objective=self._objective(budget.global_batch),
         )
         return [pairs, tuned]
 
     def _objective(self, global_batch: int) -> Objective:
-        if self.pretrain == "asr":
+        if self.pretrain in ("asr", "mixed"):
             return CrossEntropy()
         group = self.group_size or max((n for n in range(2, MOST + 1) if global_batch % n == 0), default=None)
         if group is None:
             message = f"has no divisor from 2 to {MOST} to make groups of; change it, or say recipe.group_size"
             raise problem("global_batch", message, global_batch)
         said = {k: getattr(self, k) for k in ("similarity", "layers", "temperature", "symmetric")}
-        return Comparison(**said, group_size=group, answer_weight=1.0 if self.pretrain == "contrastive+asr" else 0.0)
+        return Comparison(**said, group_size=group, answer_weight=float("+" in self.pretrain))
+
+    def _view(self) -> View:
+        if "mixed" in self.pretrain:
+            return Interleaved(text_words=self.text_words, speech_words=self.speech_words)
+        return Transcribe()

@@ -5,8 +5,9 @@ teaches the tuned one, hearing them; sentences are mixed in, one in three exampl
 transcript) against forgetting. Learning rates warm up, hold, and fall linearly to 0 over the last fifth of the steps.
 
 Departures, each a field or named here:
-- The predicted tokens are those of the task's answer behind one recording: the paper's sequences alternate segments of
-  text and speech and predict every next word, which needs the times of words.
+- The predicted tokens are those of the task's answer behind one recording, unless `context: interleaved` asks for the
+  paper's sequences, which alternate segments of text and speech and predict every word that is read. Those need the
+  times of words, and an utterance is a sequence of its own; the paper's fill 2,048 tokens.
 - The teacher is the base with its adapters off. With a base that has heard speech before, this is not the paper's
   original text model: misalignment and forgetting are against this base.
 - LoRA at the job's own rate instead of full tuning at 5e-5 (3 B) or 5e-6 (7 B) and its own rate for a new adapter.
@@ -18,10 +19,10 @@ Departures, each a field or named here:
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainer.fields import Share, Spec, problem
-from trainer.stage import Distillation, Divergences, Stage
+from trainer.fields import Share, Spec, default, problem
+from trainer.stage import Distillation, Divergences, Interleaved, Plain, Span, Stage
 from trainer.strategies.budget import Budget, need
 
 ACTIVE_SHARE = 1.9 / 25.9
@@ -39,6 +40,13 @@ class Salad(Spec):
     `both` in one job."""
     active_share: Share = Field(default=ACTIVE_SHARE, gt=0, lt=1)
     """Phase `both`: share of the steps in the second stage (paper: 1.9 B of 25.9 B tokens)."""
+    context: Literal["answer", "interleaved"] = "answer"
+    """What is predicted from what: the task's answer behind the recording, or running text between heard segments (the
+    paper), which needs the times of words in `data`."""
+    text_words: Span = (10, 30)
+    """`interleaved`: fewest and most words of a segment that is read (the paper: 10 to 30)."""
+    speech_words: Span = (5, 15)
+    """`interleaved`: fewest and most words of a segment that is heard (the paper: 5 to 15)."""
     alpha: Share = 1.0
     """Weight of the divergence beside cross-entropy's 1 - alpha (the paper's method: 1; its analysis: 0 to 1)."""
     direction: Literal["forward", "reverse"] = "forward"
@@ -52,6 +60,13 @@ class Salad(Spec):
     """Shape of the learning rate: the paper's `wsd`, or the job's own `optimizer.schedule`."""
     measure_every: int | None = Field(default=None, gt=0)
     """Steps between measurements of misalignment and forgetting on the test set; default: none are made."""
+
+    @model_validator(mode="after")
+    def _used(self) -> "Salad":
+        spans = [name for name in ("text_words", "speech_words") if getattr(self, name) != default(self, name)]
+        if self.context == "answer" and spans:
+            raise ValueError(f"context answer has no segments; leave {', '.join(spans)} out")
+        return self
 
     def stages(self, rows: Mapping[str, int], budget: Budget) -> list[Stage]:
         """The stages of the phase. `rows`: usable rows per source."""
@@ -94,12 +109,16 @@ class Salad(Spec):
         optimizer = budget.optimizer
         if self.schedule == "wsd":
             optimizer = optimizer.model_copy(update={"schedule": "wsd"})
+        view = Plain()
+        if self.context == "interleaved":
+            view = Interleaved(text_words=self.text_words, speech_words=self.speech_words)
         return Stage(
             name=name,
             steps=steps,
             mix=mix,
             trainable=budget.trainable(hears=True),
             optimizer=optimizer,
+            view=view,
             objective=Distillation(alpha=self.alpha, direction=self.direction, temperature=self.temperature),
             measure=Divergences(every=self.measure_every) if self.measure_every else None,
         )
