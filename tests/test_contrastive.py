@@ -28,7 +28,7 @@ def world(tmp_path_factory):
 
 def job(world, **knobs):
     """3 steps of pre-training on 18 recordings, 3 of tuning; knobs as of the recipe."""
-    own = {} if knobs.get("pretrain") == "asr" and "group_size" not in knobs else {"group_size": 4}
+    own = {} if knobs.get("pretrain") in ("asr", "mixed") and "group_size" not in knobs else {"group_size": 4}
     recipe = {"name": "contrastive", "pretrain_epochs": 8 * 3 / 18, **own, **knobs}
     return toy.resolved(*world, recipe=recipe, steps=6)
 

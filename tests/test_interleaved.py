@@ -20,6 +20,8 @@ from trainer.objectives.misalignment import measure
 from trainer.spec import Tuning
 from trainer.stage import Contrastive, CrossEntropy, Distillation, Interleaved
 from trainer.store import FolderStore
+from trainer.strategies import Contrastive as Recipe
+from trainer.strategies import Salad
 from trainer.tokens import DataError
 from trainer.utterance import Utterance
 from trainer.validate import validate
@@ -358,6 +360,13 @@ def test_what_cannot_be_interleaved_is_refused(world, tmp_path):
         job(world, {"name": "contrastive", "pretrain": "asr", "speech_words": [1, 2]})
     with pytest.raises(SpecError, match="the fewest come first"):
         job(world, knobs={"text_words": [3, 2]})
+
+
+@pytest.mark.parametrize("recipe", [
+    Salad(), Salad(context="interleaved", text_words=(1, 2)), Recipe(), Recipe(pretrain="asr"), Recipe(pretrain="mixed"),
+])  # fmt: skip
+def test_a_recipe_stored_with_every_field_is_read_again(recipe):
+    assert type(recipe).model_validate(recipe.model_dump(mode="json")) == recipe
 
 
 def test_recordings_are_read_once_and_segments_are_not_kept(world):

@@ -143,7 +143,9 @@ def add_words(
     notes = [f"times of words for {len(got)} of {len(spoken)} recordings"]
     if bare := [row.id for row in spoken if not row.words]:
         notes.append(f"without times: {', '.join(bare[:20])}{' …' if len(bare) > 20 else ''}")
-    task = tasks_of(ref, roots)[rows[0].task]
+    task = tasks_of(ref, roots).get(rows[0].task)
+    if task is None:
+        raise SourceError(f"{ref}: its task {rows[0].task!r} is not defined; put a task.yaml beside the manifest")
     named, files = (rows, {}) if link else name_audio(rows)
     report = ImportReport.of(ref, "words", {}, notes, [], len(rows), [], named)
     report.task, report.validation = task.name, validate(rows, listen=False).to_json()
