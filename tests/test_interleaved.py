@@ -363,7 +363,8 @@ def test_what_cannot_be_interleaved_is_refused(world, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", [
-    Salad(), Salad(context="interleaved", text_words=(1, 2)), Recipe(), Recipe(pretrain="asr"), Recipe(pretrain="mixed"),
+    Salad(), Salad(context="interleaved", text_words=(1, 2)), Recipe(), Recipe(pretrain="asr"),
+    Recipe(pretrain="mixed"),
 ])  # fmt: skip
 def test_a_recipe_stored_with_every_field_is_read_again(recipe):
     assert type(recipe).model_validate(recipe.model_dump(mode="json")) == recipe
