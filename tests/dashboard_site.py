@@ -21,9 +21,10 @@ from db.migrations import migrate
 from db.session import Database
 from db.settings import Settings
 from trainer import answers
-from trainer.corpus import SourceRows, tasks_of
+from trainer.corpus import tasks_of
 from trainer.manifest import load, locate
 from trainer.predictions import prediction, to_lines
+from trainer.source_rows import SourceRows
 
 ROOT = Path(__file__).parent.parent
 AUDIT = Path(__file__).parent / "audit.js"

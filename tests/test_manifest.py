@@ -117,7 +117,10 @@ class TestCanonical:
         rows = [
             Utterance("a", "t", "en", "train", "hi", ["x", "y"], meta={"b": 1, "a": 2}),
             Utterance("b", "t", "ar", "dev", None, None, str(tmp_path / "audio/1.ogg"), 0.5, 1.25, "s"),
-            Utterance("c", "t", "ko", "test", "안녕", {"intent": None, "slots": []}, words=({"text": "안녕", "start": 0, "end": 1},)),
+            Utterance(
+                "c", "t", "ko", "test", "안녕", {"intent": None, "slots": []},
+                words=({"text": "안녕", "start": 0, "end": 1},),
+            ),
             Utterance("d", "t", "en", "test", "a long story", "by tram", question="How did she come?"),
         ]
         write_manifest(rows, tmp_path / "m.jsonl", tmp_path)

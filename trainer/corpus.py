@@ -1,18 +1,23 @@
 """The corpus of a job: its sources' usable rows, its test rows and its tasks, read from the data sets it names."""
 
 import contextlib
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 
-from trainer import streamed
 from trainer.fields import UnfitDataError, problem
 from trainer.leaks import plain
-from trainer.manifest import ManifestError, Utterance, fingerprint, load, locate, manifests_in
+from trainer.manifest import ManifestError, Utterance, locate, manifests_in
+from trainer.source_rows import (
+    Fields,
+    Roots,
+    SourceRows,
+    need_audio,
+    need_text,
+    no_leak,
+    read_rows,
+    together,
+)  # fmt: skip
 from trainer.spec import Data, JobSpec, Task, builtin_tasks, read_task
 from trainer.stage import field_of
 from trainer.start import Start, find_start
@@ -20,41 +25,6 @@ from trainer.subset import first, subset
 
 HEARD = ("speech", "synthetic", "source_speech")
 """Sources that the hearing check may listen to, the first there is."""
-
-
-@dataclass(frozen=True)
-class SourceRows:
-    """The rows of one source."""
-
-    ref: str
-    """Reference as the user wrote it."""
-    rows: list[Utterance]
-    """Usable rows, audio paths absolute."""
-    available: int
-    """Rows before any were chosen among them."""
-    folder: Path
-    """Folder that the manifest's audio paths are relative to; of several data sets that of the first."""
-    parts: tuple["SourceRows", ...] = ()
-    """The data sets that it is put together from, where there are several."""
-
-    def each(self) -> tuple["SourceRows", ...]:
-        """Its data sets."""
-        return self.parts or (self,)
-
-    @property
-    def refs(self) -> str | list[str]:
-        """Its reference, or those of its data sets."""
-        return [part.ref for part in self.parts] or self.ref
-
-    @cached_property
-    def sha256(self) -> str:
-        """Fingerprint of the usable rows: manifest lines and the bytes of their recordings (in S3: size and ETag)."""
-        if self.parts:
-            return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
-        digest = hashlib.sha256(fingerprint(self.rows, self.folder).encode())
-        for path in dict.fromkeys(u.audio for u in self.rows if u.audio):
-            digest.update(_bytes_of(path))
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -107,27 +77,6 @@ class Guarded:
     tasks: dict[str, Task]
 
 
-Roots = Sequence[Path | str]
-Fields = Sequence[tuple[str, SourceRows]]
-"""Rows, each with the field that gives them."""
-_hashed: dict[tuple[str, int, int], bytes] = {}
-
-
-def _bytes_of(path: str) -> bytes:
-    """sha256 of a recording, remembered while size and time of change stay; a missing one is for validation."""
-    if streamed.is_streamed(path):
-        return streamed.stamp(path) or b"missing"
-    try:
-        at = os.stat(path)
-        key = (path, at.st_size, at.st_mtime_ns)
-        if key not in _hashed:
-            with open(path, "rb") as file:
-                _hashed[key] = hashlib.file_digest(file, "sha256").digest()
-        return _hashed[key]
-    except OSError:
-        return b"missing"
-
-
 class Reader:
     """Reads corpora for many jobs of one process, each data set once. `jobs`: as of `find_start`."""
 
@@ -152,18 +101,18 @@ def read_corpus(spec: JobSpec, roots: Roots = (".",), jobs: str | None = None) -
     start = find_start(spec.init_from, roots, jobs) if spec.init_from else None
     sources: dict[str, SourceRows] = {}
     if data.corpus:
-        sources |= _both("data.corpus", _read("data.corpus", data.corpus, roots, "train"), data)
+        sources |= _both("data.corpus", read_rows("data.corpus", data.corpus, roots, "train"), data)
     if data.text:
-        found = _read("data.text", data.text, roots, "train")
-        _need_text("data.text", found, data.text)
+        found = read_rows("data.text", data.text, roots, "train")
+        need_text("data.text", found, data.text)
         sources["text"] = _sentences("data.text", found, data)
     if data.synthetic:
-        found = _read("data.synthetic", data.synthetic, roots, "train")
-        _need_audio("data.synthetic", found, data.synthetic)
+        found = read_rows("data.synthetic", data.synthetic, roots, "train")
+        need_audio("data.synthetic", found, data.synthetic)
         sources["synthetic"] = found
     if data.speech:
-        found = _read("data.speech", data.speech, roots, "train")
-        _need_audio("data.speech", found, data.speech)
+        found = read_rows("data.speech", data.speech, roots, "train")
+        need_audio("data.speech", found, data.speech)
         sources["speech"] = _recordings("data.speech", found, data)
         if "text" in sources and data.pairing == "replace":
             words = {_words(u) for u in sources["speech"].rows if u.text}
@@ -178,8 +127,8 @@ def read_corpus(spec: JobSpec, roots: Roots = (".",), jobs: str | None = None) -
     pools = _pools(spec, roots, test, dev)
     tasks = _tasks(spec, [*sources.values(), *held, *pools])
     trained = [(field_of(name), source) for name, source in sources.items()]
-    _no_leak(trained, test, "test")
-    _no_leak([*trained, *([("evaluate.on", test)] if test else [])], dev, "dev")
+    no_leak(trained, test, "test")
+    no_leak([*trained, *([("evaluate.on", test)] if test else [])], dev, "dev")
     guards = tuple(_guarded(n, ref, roots, trained) for n, ref in enumerate(spec.evaluate.guards))
     return Corpus(sources, test, tasks, dev, guards, pools, start)
 
@@ -220,8 +169,8 @@ def _without(texts: SourceRows, heard: Callable[[Utterance], bool]) -> SourceRow
 def _extra(spec: JobSpec, texts: SourceRows | None, test: SourceRows | None, roots: Roots) -> SourceRows:
     """Further sentences of the target language, without what the test says and what is trained on anyway."""
     field, ref = "data.extra_text", spec.data.extra_text or ""
-    found = _read(field, ref, roots, "train")
-    _need_text(field, found, ref)
+    found = read_rows(field, ref, roots, "train")
+    need_text(field, found, ref)
     _only_in([spec.language], field, found)
     known = {_words(u) for rows in (texts, test) if rows for u in rows.rows if u.text}
     kept = [u for u in found.rows if _words(u) not in known]
@@ -236,20 +185,11 @@ def _lent(spec: JobSpec, roots: Roots) -> dict[str, SourceRows]:
     lent: dict[str, list[SourceRows]] = {}
     how = {"speech_fraction": spec.source.speech_fraction, **spec.data.model_dump(include={"subset_seed", "pairing"})}
     for ref in spec.source.references:
-        whole = _read("source.data", ref, roots, "train")
+        whole = read_rows("source.data", ref, roots, "train")
         _only_in(spec.source.languages, "source.language", whole)
         for name, rows in _both("source.data", whole, Data(corpus=ref, **how)).items():
             lent.setdefault(f"source_{name}", []).append(rows)
     return {name: together(parts) for name, parts in lent.items()}
-
-
-def together(parts: Sequence[SourceRows]) -> SourceRows:
-    """Data sets as one, in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    rows = [u for part in parts for u in part.rows]
-    available = sum(part.available for part in parts)
-    return SourceRows(", ".join(part.ref for part in parts), rows, available, parts[0].folder, tuple(parts))
 
 
 def _words(row: Utterance) -> tuple[str, str]:
@@ -266,42 +206,12 @@ def _only_in(languages: Sequence[str], field: str, found: SourceRows) -> None:
         raise problem(field, message, kind=UnfitDataError)
 
 
-def _need_text(field: str, found: SourceRows, ref: str) -> None:
-    if bare := [u.id for u in found.rows if not u.text]:
-        raise problem(field, f"{len(bare)} rows have no text, the first is {bare[0]}", ref, UnfitDataError)
-
-
-def _need_audio(field: str, found: SourceRows, ref: str) -> None:
-    if mute := [u.id for u in found.rows if not u.audio]:
-        raise problem(field, f"{len(mute)} rows have no recording, the first is {mute[0]}", ref, UnfitDataError)
-
-
-def _read(field: str, ref: str, roots: Roots, default_split: str | None) -> SourceRows:
-    try:
-        where = locate(ref, roots)
-        plain_folder = where.split is None and len(where.files) != 1
-        if default_split and (plain_folder or Path(ref).name == where.folder.name):
-            splits = manifests_in(where.folder)
-            if default_split in splits or "manifest" in splits:
-                where, ref_used = locate(f"{ref}:{default_split}", roots), f"{ref}:{default_split}"
-            else:
-                ref_used = ref
-        else:
-            ref_used = ref
-        rows = load(ref_used, roots)
-    except (ManifestError, OSError) as error:
-        raise problem(field, str(error), ref, UnfitDataError) from None
-    if not rows:
-        raise problem(field, "the data set has no rows", ref, UnfitDataError)
-    return SourceRows(ref_used, rows, len(rows), where.folder)
-
-
 def _test(spec: JobSpec, roots: Roots) -> SourceRows | None:
     """The rows that the job is scored on; by default the speech data's test split, else its dev split."""
     if isinstance(spec.evaluate.on, list):
-        return _one_test([_read("evaluate.on", ref, roots, "test") for ref in spec.evaluate.on])
+        return _one_test([read_rows("evaluate.on", ref, roots, "test") for ref in spec.evaluate.on])
     if spec.evaluate.on:
-        return _read("evaluate.on", spec.evaluate.on, roots, "test")
+        return read_rows("evaluate.on", spec.evaluate.on, roots, "test")
     base = spec.data.corpus or spec.data.speech
     if base is None:
         raise problem("evaluate.on", "names no test set, and there is no speech data with one; give evaluate.on")
@@ -312,7 +222,7 @@ def _test(spec: JobSpec, roots: Roots) -> SourceRows | None:
     for split in ("test", "dev"):
         if split in manifests_in(where.folder) or "manifest" in manifests_in(where.folder):
             try:
-                return _read("evaluate.on", f"{where.words}:{split}", roots, None)
+                return read_rows("evaluate.on", f"{where.words}:{split}", roots, None)
             except ValueError:
                 continue
     raise problem("evaluate.on", f"{base} has neither a test nor a dev split; give evaluate.on")
@@ -335,13 +245,13 @@ def _one_test(parts: list[SourceRows]) -> SourceRows:
 def _dev(spec: JobSpec, roots: Roots) -> SourceRows | None:
     """The rows that checkpoints are scored on; where none are named but a choice is wanted, the speech data's."""
     if spec.evaluate.dev or spec.evaluate.select == "last":
-        return _read("evaluate.dev", spec.evaluate.dev, roots, "dev") if spec.evaluate.dev else None
+        return read_rows("evaluate.dev", spec.evaluate.dev, roots, "dev") if spec.evaluate.dev else None
     base = spec.data.corpus or spec.data.speech
     if base is not None:
         with contextlib.suppress(ManifestError):
             where = locate(base, roots)
             if "dev" in manifests_in(where.folder) or "manifest" in manifests_in(where.folder):
-                return _read("evaluate.dev", f"{where.words}:dev", roots, None)
+                return read_rows("evaluate.dev", f"{where.words}:dev", roots, None)
     message = f"chooses on a dev set, and {base or 'the job without speech data'} has none; give evaluate.dev"
     raise problem("evaluate.select", message, spec.evaluate.select)
 
@@ -354,25 +264,25 @@ def _pools(
     tested = {u.task for u in test.rows} if test else set()
     for n, ref in enumerate(demos.from_ if demos.most else []):
         field = f"evaluate.demos.from[{n}]"
-        whole = _read(field, ref, roots, "train")
+        whole = read_rows(field, ref, roots, "train")
         pool = replace(whole, rows=[u for u in whole.rows if u.task in tested])
         if not pool.rows:
             has = ", ".join(sorted({u.task for u in whole.rows}))
             raise problem(field, f"has rows of {has}, none of the test's {', '.join(sorted(tested))}", ref)
-        _no_leak([(field, pool)], test, "test")
-        _no_leak([(field, pool)], dev, "dev")
+        no_leak([(field, pool)], test, "test")
+        no_leak([(field, pool)], dev, "dev")
         found.append(pool)
     return tuple(found)
 
 
 def _guarded(n: int, ref: str, roots: Roots, trained: Fields) -> Guarded:
     field = f"evaluate.guards[{n}]"
-    found = _read(field, ref, roots, "test")
+    found = read_rows(field, ref, roots, "test")
     known = tasks_of(ref, roots)
     if missing := sorted({u.task for u in found.rows} - set(known)):
         message = f"its rows name the task '{missing[0]}', which is not defined; put a task.yaml beside the manifest"
         raise problem(field, message, ref)
-    _no_leak(trained, found, "guard")
+    no_leak(trained, found, "guard")
     return Guarded(found, {u.task: known[u.task] for u in found.rows})
 
 
@@ -409,19 +319,3 @@ def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
             f"beside the manifest; known: {', '.join(sorted(tasks) or sorted(known))}",
         )
     return {name: tasks[name] for name in tasks if name in wanted}
-
-
-def _no_leak(sources: Fields, held: SourceRows | None, kind: str) -> None:
-    """No utterance of the sources, by their fields, is among those that are held out; shared texts are for `attune
-    validate` to report. An id in two languages numbers a sentence: no leak, unless the words are the same too."""
-    if held is None:
-        return
-    heard = {(u.audio, u.offset_s) for u in held.rows if u.audio}
-    kept = {(part.folder, u.id): u for part in held.each() for u in part.rows}
-    for field, part in ((field, part) for field, source in sources for part in source.each()):
-        for row in part.rows:
-            other = kept.get((part.folder, row.id))
-            same = other is not None and (other.language == row.language or (row.text and other.text == row.text))
-            if same or (row.audio, row.offset_s) in heard:
-                message = f"utterance {row.id} is in the {kind} set too; take it out of one of them"
-                raise problem(field, message, kind=UnfitDataError)

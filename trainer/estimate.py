@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from trainer.compare import smallest_detectable
-from trainer.corpus import Corpus, SourceRows
+from trainer.corpus import Corpus
 from trainer.formats import FORMATS
 from trainer.resolve import Resolved
 from trainer.rng import permutation
+from trainer.source_rows import SourceRows
 from trainer.stage import Interleaved, Labels, cumulative
 from trainer.strategies import LinearProbe, Majority
 from trainer.tokens import BaseError, Tokens, demonstration, locate_base

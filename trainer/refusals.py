@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from trainer.corpus import MODALITY, Corpus
+from trainer.corpus import Corpus
 from trainer.fields import Problem, SpecError, nearest, problem
 from trainer.formats import FORMATS
 from trainer.metrics import METRICS
 from trainer.spec import JobSpec, Task
 from trainer.stage import (
+    MODALITY,
     RECORDINGS,
     Balanced,
     Interleaved,

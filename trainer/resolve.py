@@ -8,7 +8,7 @@ from typing import Any, Literal
 import rfc8785
 
 from trainer.bases import pin_base
-from trainer.corpus import Corpus, Guarded, SourceRows, read_corpus
+from trainer.corpus import Corpus, Guarded, read_corpus
 from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.labels import pin_encoder, refuse_conditions, refuse_names
 from trainer.metrics import METRICS, default_metrics
@@ -21,6 +21,7 @@ from trainer.refusals import (
     refuse_unfit,
     refuse_unshown,
 )  # fmt: skip
+from trainer.source_rows import SourceRows
 from trainer.spec import Demos, JobSpec, Task
 from trainer.stage import MODALITY, Stage, field_of
 from trainer.start import Start, refuse_misfit

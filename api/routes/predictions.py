@@ -17,9 +17,9 @@ from api.routes.jobs import Limit, found
 from db import datasets
 from db.models import Job
 from trainer import audio
-from trainer.corpus import SourceRows, together
 from trainer.manifest import ManifestError, Utterance, load, locate
 from trainer.predictions import Row, read_predictions, right
+from trainer.source_rows import SourceRows, together
 from trainer.store import Store
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
