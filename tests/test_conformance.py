@@ -381,12 +381,13 @@ def tones(rate):
 
 @pytest.mark.parametrize("rate", [8000, 44100])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_any_rate_and_channels_are_heard_alike(family, base, tmp_path, rate, channels):
-    """As the same sound at 16 kHz; of two channels the mean."""
+def test_any_rate_and_channels_are_heard_alike(base, tmp_path, rate, channels):
+    """As the same sound at the family's own rate (16 kHz; Mimi's is 24); of two channels the mean."""
+    own = base.tokens.shape.sampling_rate
     path = tmp_path / "clip.wav"
     given = tones(rate)[:, None] * ([[1.0]] if channels == 1 else [[1.5, 0.5]])
     soundfile.write(path, given, rate, subtype="FLOAT")
-    wave, want = audio.read(path, rate=base.tokens.shape.sampling_rate), tones(16000).astype(np.float32)
+    wave, want = audio.read(path, rate=own), tones(own).astype(np.float32)
     assert len(wave) == len(want)
     assert float(np.abs(wave - want).max()) < 1e-3
     with torch.no_grad():
@@ -406,7 +407,7 @@ def test_forty_seconds_are_heard_or_refused_by_one_line(base):
         assert len(str(refused.value).splitlines()) == 1
         return
     with torch.no_grad():
-        heard_as = base.project(base.encode([toy.wave(300, 40.0)]))
+        heard_as = base.project(base.encode([toy.wave(300, samples / 16000)]))
     assert torch.isfinite(heard_as).all()
     assert len(heard_as) == base.tokens.audio_tokens(samples)
 
