@@ -1,5 +1,7 @@
 """Jobs of data scheduling (arXiv 2601.12494): neutral bit for bit, resume, embeddings of the base's aligner."""
 
+import json
+
 import numpy as np
 import pytest
 import scheduled
@@ -9,9 +11,12 @@ from trainer.aligner import aligned
 from trainer.checkpoint import newest
 from trainer.context import prepare, prepared
 from trainer.families import load
+from trainer.gradients import SAMPLERS, at_checkpoints
 from trainer.plan import plan_stage
 from trainer.run import run
+from trainer.run_study import run_study
 from trainer.store import FolderStore
+from trainer.study import StudySpec
 from trainer.views import Recordings
 
 
@@ -77,3 +82,42 @@ def test_embeddings_are_the_aligners_stored_once_and_used_as_stored(world, tmp_p
     wave = Recordings(16000).wave(row)
     want = model.project(model.encode([wave])).mean(0).detach().numpy()
     assert given["speech"][0] == pytest.approx(want / np.linalg.norm(want) * 32767, abs=2)
+
+
+def test_a_study_over_several_tasks_reports_each_and_their_ranks(world, tmp_path):
+    fields = {k: v for k, v in scheduled.fields(base=str(world[0]), steps=4).items() if k != "name"}
+    fields["evaluate"] = {**fields["evaluate"], "dev": "speech:dev", "text_twin": False}
+    study = StudySpec.model_validate({
+        **fields, "study": "schedules", "recipe": "data_scheduling", "controls": ["majority"],
+        "grid": {"recipe.schedule": ["uniform", "ads"]},
+        "also": [{"recipe.schedule": "ads", "recipe.diversity": "none"}],
+    })  # fmt: skip
+    report = run_study(study, tmp_path, [world[1]])
+    assert report.document["tasks"] == {"tone": "tone/report.json", "say": "say/report.json"}
+    rows = report.document["rows"]
+    assert sorted(row["row"] for row in rows) == [
+        "schedule=ads diversity=default", "schedule=ads diversity=none", "schedule=uniform diversity=default",
+    ]  # fmt: skip
+    assert {task: found["metric"] for task, found in rows[0]["tasks"].items()} == {"tone": "accuracy", "say": "wer"}
+    for task in ("tone", "say"):
+        own = json.loads((tmp_path / task / "report.json").read_text())
+        assert {run["row"] for run in own["dev"]["rows"]} == {row["row"] for row in rows}
+        assert [step for step, _ in own["dev"]["rows"][0]["curve"]] == [2, 4]
+        assert {row["n"] for row in own["pooled"]} == {4 if task == "tone" else 2}
+
+
+def test_gradients_are_compared_at_one_jobs_weights(world, tmp_path):
+    resolved, corpus = job(world, "uniform", steps=4)
+    store = FolderStore(tmp_path)
+    run(resolved, store, corpus=corpus, threads=1)
+    found = at_checkpoints(store, [2, 4], 3, [world[1]])
+    assert list(found) == [2, 4]
+    for at in found.values():
+        assert set(at["samplers"]) == set(SAMPLERS)
+        assert all(s["batches"] == 3 and s["mean"] > 0 and s["variance"] > 0 for s in at["samplers"].values())
+        assert set(at["cosines"]) == {"tone, say", "tone, brief", "say, brief"}
+        assert all(-1 <= c <= 1 for c in at["cosines"].values())
+    assert found[2] != found[4]
+    assert at_checkpoints(store, [4], 3, [world[1]])[4] == found[4]  # nothing was learnt
+    with pytest.raises(ValueError, match="no checkpoint after step 3; there is one every 2 steps"):
+        at_checkpoints(store, [3], 1, [world[1]])

@@ -7,7 +7,7 @@ micro-batches or spread over ranks changes its result by rounding only.
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,12 +128,29 @@ class Loop:
         self._mark()
         return Outcome(self.step, None, "", self.logs)
 
-    def _run_stage(self, stage: Stage, plan: StagePlan, first: int) -> Outcome | None:
+    def gradients(self, stage: Stage, plan: StagePlan) -> Iterator[tuple[float, torch.Tensor]]:
+        """(L2 norm, all of it in a row) of the gradient of each step of a plan, at the weights as they are: nothing is
+        learnt. MemoryError where one example does not fit."""
+        self._open(stage)
+        self.model.train()
+        with self.ahead(stage, plan) as ahead:
+            for t in range(stage.steps):
+                _, reduced, _ = self._gradients(stage, ahead, t)
+                if reduced is None:
+                    raise MemoryError("one example alone does not fit into the memory")
+                norm = self._gradient_norm(int(reduced[0]))
+                yield norm, torch.cat([p.grad.reshape(-1).float().cpu() for p in self.open if p.grad is not None])
+
+    def _open(self, stage: Stage) -> None:
+        """Opens what the stage trains; SpecError where that is nothing."""
         groups = self.model.set_trainable(stage.trainable)
         self.open = [self.model.trained[name] for names in groups.values() for name in names]
         if not self.open:
             message = f"stage {stage.name} has nothing to train: what it opens is frozen by tuning"
             raise problem("tuning", message, ", ".join(k for k, v in stage.trainable if v) or None)
+
+    def _run_stage(self, stage: Stage, plan: StagePlan, first: int) -> Outcome | None:
+        self._open(stage)
         if stage.reset_optimizer and self.step == first:
             self.optimizer.state.clear()
         o = stage.optimizer
