@@ -381,7 +381,7 @@ def tones(rate):
 
 @pytest.mark.parametrize("rate", [8000, 44100])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_any_rate_and_channels_are_heard_alike(base, tmp_path, rate, channels):
+def test_any_rate_and_channels_are_heard_alike(family, base, tmp_path, rate, channels):
     """As the same sound at the family's own rate (16 kHz; Mimi's is 24); of two channels the mean."""
     own = base.tokens.shape.sampling_rate
     path = tmp_path / "clip.wav"
