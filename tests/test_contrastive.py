@@ -18,6 +18,7 @@ from trainer.plan import plan_stage
 from trainer.ranks import spawn
 from trainer.stage import Contrastive, CrossEntropy, Plain, Stage
 from trainer.store import FolderStore
+from trainer.strategies.contrastive import Contrastive as Recipe
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,12 @@ def stock_states(model, example):
 
 def audio_count(model, example):
     return example.prompt.count(model.tokens.audio_id)
+
+
+@pytest.mark.parametrize("pretrain", ["none", "asr", "contrastive"])
+def test_a_stored_recipe_is_read_back(pretrain):
+    recipe = Recipe(pretrain=pretrain)
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
