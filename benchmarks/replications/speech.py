@@ -63,7 +63,7 @@ def sentences(language: str) -> list[Sentence]:
 def french() -> dict[str, Split]:
     """limited_speech: the intent, of 59."""
     rows = [(s, s.intent) for s in sentences("fr")]
-    return {"test": Split("intent", rows[:480], UNSEEN), "train": Split("intent", rows[480:], VOICES)}
+    return {"test": Split("intent", rows[:480], UNSEEN), "train": Split("intent", rows[480:1184], VOICES)}
 
 
 def german() -> dict[str, Split]:
