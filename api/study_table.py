@@ -64,7 +64,7 @@ def study_report(study: Study, jobs: Sequence[Job], app: Context) -> Table | Non
     metric, task = spec["evaluate"]["metric"], spec["tasks"][0]
     answered = score_rows(rows, metric, confidence=CONFIDENCE)
     notes = studies.notes(study, jobs)
-    said = {**document(answered, study.name, spec["base"], notes), "failed": _failed(study, by_id)}
+    said = {**document(answered, study.name, spec["base"], notes), "failed": _failed(study, by_id), "dev": {}}
     beside = [m for m in task["metrics"] if m not in (metric, "invalid_rate")][:3]
     return {
         "object": "study_report", "study_id": study.id, "report": finite(said), "text": whole(answered, said, beside)

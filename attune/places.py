@@ -41,7 +41,7 @@ def absolute(spec: Mapping[str, Any], roots: Sequence[Path]) -> tuple[dict[str, 
     return made, changed
 
 
-def _with(table: Mapping[str, Any], path: list[str], name: str, at) -> dict[str, Any]:
+def _with(table: Mapping[str, Any], path: Sequence[str], name: str, at) -> dict[str, Any]:
     """The table with the reference called `name`, which lies at `path` in it, as `at` says it."""
     head, *rest = path
     if head not in table or (rest and not isinstance(table[head], Mapping)):

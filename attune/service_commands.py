@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Parser = argparse.ArgumentParser
 Run = Callable[[argparse.Namespace], int]
-Command = Callable[[str, Run, str], Parser]
+Command = Callable[[str, Run | None, str], Parser]
 RootsOf = Callable[[argparse.Namespace], list[Path]]
 
 ENDED = ("succeeded", "failed", "cancelled")

@@ -47,7 +47,7 @@ def job(resolved: Resolved, *, as_json: bool) -> None:
 
 
 def _share(value: float | AnyCurve) -> str:
-    return f"{value:.1%}" if isinstance(value, float) else f"{mean(value):.1%} ({value.kind})"
+    return f"{value:.1%}" if isinstance(value, float | int) else f"{mean(value):.1%} ({value.kind})"
 
 
 def study(expanded: Expanded, *, as_json: bool) -> None:
@@ -116,7 +116,7 @@ def plan(resolved: Resolved, found: Estimate, *, as_json: bool) -> None:
         _dump({"spec_hash": resolved.hash, **found.to_json()})
         return
     print(f"{resolved.spec.name}: {found.steps} steps of {resolved.spec.global_batch} = {found.examples} examples")
-    wide = max(10, *map(len, found.sources))
+    wide = max([10, *map(len, found.sources)])
     for name, s in found.sources.items():
         subset = f" of {s.available}" if s.available != s.rows else ""
         audio = f", {s.audio_s / 3600:.2f} h of audio" if s.modality == "speech" else ""

@@ -41,7 +41,7 @@ def heard(world):
     model = load(world[0], tuning=resolved.spec.tuning, seed=0)
     loop = toy.loop(resolved, corpus, model)
     with loop.ahead(resolved.stages[0], loop.plans[0]) as ahead:
-        return model, ahead.step(0)
+        return model, list(ahead.step(0).outlines)
 
 
 def stock_states(model, example):

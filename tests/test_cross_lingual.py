@@ -171,7 +171,7 @@ def test_a_cross_lingual_study_to_its_matrix(world, tmp_path):
     for n, path in enumerate(sorted({f for name in ("fr", "de", "es", "vi") for f in _audio(world / name)})):
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, toy.wave(toy.HERTZ[int(path.stem) % 3], 0.4, seed=n), 16000)
-    given = tongues.job(world, base=str(toy.base(tmp_path / "base")), steps=2, tuning={"rank": 2, "encoder": "frozen"})
+    given = tongues.job(world, base=str(toy.base(tmp_path / "base")), steps=6, tuning={"rank": 2, "encoder": "frozen"})
     del given["name"]
     given["evaluate"] |= {"decode": {"max_new_tokens": 3}, "text_twin": False}
     given |= {"study": "across", "grid": {"scheme": ["text_only", "curriculum"]}, "controls": ["majority"]}

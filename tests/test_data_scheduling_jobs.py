@@ -96,7 +96,7 @@ def test_a_study_over_several_tasks_reports_each_and_their_ranks(world, tmp_path
     assert report.document["tasks"] == {"tone": "tone/report.json", "say": "say/report.json"}
     rows = report.document["rows"]
     assert sorted(row["row"] for row in rows) == [
-        "schedule=ads diversity=default", "schedule=ads diversity=none", "schedule=uniform diversity=default",
+        "schedule=ads", "schedule=ads diversity=none", "schedule=uniform",
     ]  # fmt: skip
     assert {task: found["metric"] for task, found in rows[0]["tasks"].items()} == {"tone": "accuracy", "say": "wer"}
     for task in ("tone", "say"):

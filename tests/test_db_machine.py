@@ -365,7 +365,7 @@ def run(database: Stepped, clock: Clock, count: int, first_seed: int) -> Any:
 @pytest.mark.timeout(max(1800, int(ASKED or 0) // 10))
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"])
 def test_no_interleaving_breaks_an_invariant(request, engine, monkeypatch):
-    clock, began, first_seed = Clock(), time.process_time(), int(time.time()) if ASKED else 1
+    clock, began, first_seed = Clock(), time.process_time(), int(time.time()) if ASKED else 4
     read_imagined(monkeypatch)
     monkeypatch.setattr(logging.getLogger("attune.worker"), "disabled", True)
     with contextlib.ExitStack() as stack:

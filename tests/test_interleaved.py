@@ -333,7 +333,7 @@ def test_mixed_pretraining_of_the_contrastive_paper(world, pretrain):
     made = moved(load(world[0], tuning=LORA, seed=0))
     loop = toy.loop(resolved, corpus, made)
     with loop.ahead(stage, loop.plans[0]) as ahead:
-        batch = made.collate(ahead.step(0))
+        batch = made.collate(list(ahead.step(0).outlines))
     loss = objective_loss(stage.objective, made, batch)
     words = objective_loss(CrossEntropy(), made, batch)
     if pretrain == "mixed":

@@ -104,4 +104,4 @@ def test_a_row_says_its_duration_normaliser_and_confidence():
     utterance = Utterance(id="u", task="yes", language="en", split="test", text="x", label="yes")
     row = prediction(utterance, task, "text", "yes", confidence=0.9)
     assert row["confidence"] == 0.9
-    assert score([row]) == {"accuracy": 1, "ece": pytest.approx(0.1)}
+    assert score([row]) == {"accuracy": 1, "accuracy_answered": 1, "ece": pytest.approx(0.1)}

@@ -29,7 +29,7 @@ def attempt(ranks, world, out, steps, name):
 
     def step(ahead, t):
         examples = whole(ahead, t)
-        shown.extend([example.name, int(example.wave is not None)] for example in examples)
+        shown.extend([example.name, int(example.wave is not None)] for example in examples.outlines)
         return examples
 
     def control():

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 SPECS = sorted([*(ROOT / "suites" / "presets").glob("*.yaml"), *(ROOT / "suites").glob("*.yaml")])
 JOB = {"name": "t", "base": "owner/name", "language": "it", "data": {"speech": "calls"}, "evaluate": {"on": "calls:x"}}
 
-OTHERS = {"seed", "subset_seed", "speech_per_label", "base", *SHORT}
+OTHERS = {"seed", "subset_seed", "speech_per_label", "speech_rows", "text_rows", "base", *SHORT}
 """Keys of a grid whose values are replaced."""
 
 

@@ -119,7 +119,8 @@ def _baseline(cell: ScoredCell, apart: str) -> ReportRow:
 def _spoken(run: Run, apart: str = "") -> list[Row]:
     """What was answered to recordings, else to transcripts, under the condition that `apart` tells."""
     names = [f"{modality}.{apart}" if apart else modality for modality in (SPEECH, TEXT)]
-    return next(found for name in names if (found := run.predictions.get(name)))
+    known = [run.predictions[name] for name in names if name in run.predictions]
+    return next((found for found in known if found), known[0])
 
 
 def _beside(cell: ScoredCell, modality: str, scheme: str) -> list[ReportRow]:
@@ -155,7 +156,7 @@ def _condition(cell: ScoredCell, found: Sequence[list[Row] | None]) -> dict[str,
     """How the test was put, as settings that tell rows of the report apart, where rows of the cell say so. Without
     demonstrations nothing is looked up, which is no setting of its own."""
     every = [rows[0] for rows in cell.runs[0].predictions.values() if rows]
-    first = next(rows[0] for rows in found if rows)
+    first = next((rows[0] for rows in found if rows), {})
     looked_up = next((row["query_text"] for row in every if "query_text" in row), None)
     told = {SHOTS: first.get("shots"), "query text": first.get("query_text", looked_up)}
     if any("labels" in row for row in every):

@@ -7,6 +7,7 @@ drawn twice, what is exhausted is left out from then on, and no cluster holds mo
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from scipy.sparse.linalg import svds
@@ -26,10 +27,11 @@ def embedded(texts: Sequence[str]) -> np.ndarray:
     """Texts as points (texts, width), up to WIDTH wide: TF-IDF over words and character trigrams, its leading singular
     directions, each text of length 1. Needs no model."""
     vectors = TfIdf([basic(text) for text in texts]).vectors
-    width = min(WIDTH, min(vectors.shape) - 1)
+    least = min(cast(tuple[int, int], vectors.shape))
+    width = min(WIDTH, least - 1)
     if width < 1:
         return np.ones((len(texts), 1))
-    left, values, _ = svds(vectors, width, v0=np.ones(min(vectors.shape)))
+    left, values, _ = svds(vectors, width, v0=np.ones(least))
     points = left * values
     return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
 

@@ -90,7 +90,7 @@ def _columns(read: Source, ask: PairOptions, folder: Path | None) -> dict[str, s
 
 
 def _add(corpus: Corpus, path: Path, row: RawRow, columns: Mapping[str, str | None], folder: Path | None) -> None:
-    def cell(role: str) -> str | None:
+    def cell(role: str) -> Any:  # a Path where the table itself holds the recording
         value = row.cells.get(columns.get(role) or "")
         return value if isinstance(value, Path) else " ".join(str(value if value is not None else "").split()) or None
 

@@ -40,7 +40,7 @@ def write(page: Path = PAGE, results: Path = RESULTS) -> Path:
 
 def text(results: Path = RESULTS) -> str:
     """The page."""
-    papers = {paper: _said(paper) for paper in PAPERS if _said(paper)}
+    papers = {paper: said for paper in PAPERS if (said := _said(paper))}
     found = {paper: _stored(paper, results) for paper in papers}
     sections = [_section(paper, said, found[paper]) for paper, said in papers.items()]
     return "\n".join([INTRODUCTION, *_overview(papers, found), *sections])

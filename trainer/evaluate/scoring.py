@@ -127,8 +127,8 @@ class Scoring:
             raise DataError(f"evaluate.dev: no utterance has anything to count for the metric {metric}")
         self.dev_values[step] = value = sum(values) / len(values)
         told = {"kind": "dev", "step": step, "metric": metric, "value": value, "utterances": len(rows)}
-        parts = {name: score(part).get(self.tasks[name].metrics[0]) for name, part in by_task(rows).items()}
-        if len(parts) > 1:
+        if len(by_task(rows)) > 1:
+            parts = {name: score(part).get(self.tasks[name].metrics[0]) for name, part in by_task(rows).items()}
             self._dev_tasks[step] = told["tasks"] = {name: v for name, v in parts.items() if v is not None}
         return [told]
 

@@ -34,6 +34,7 @@ class Decode(Spec):
 
 
 QueryText = Literal["gold", "asr", "none"]
+NONE: QueryText = "none"
 ShownLabels = Literal["regular", "symbol", "permuted"]
 
 
@@ -146,11 +147,11 @@ class Evaluate(Spec):
     def conditions(self) -> dict[str, Condition]:
         """The ways in which the test is put, by what tells each from the main one, which is the first: ''."""
         demos = self.demos
-        by = listed(demos.query_text) if demos.retriever != "random" else ["none"]
+        by: list[QueryText] = listed(demos.query_text) if demos.retriever != "random" else [NONE]
         first = Condition(listed(demos.k)[0], listed(self.labels)[0], by[0])
         found = {}
         for shots, labels, query in itertools.product(listed(demos.k), listed(self.labels), by):
-            one = Condition(shots, labels, query if shots else "none")
+            one = Condition(shots, labels, query if shots else NONE)
             apart = [f"{shots}-shot"] * (shots != first.shots) + [labels] * (labels != first.labels)
             apart += [f"query-{query}"] * (shots > 0 and query != first.query_text)
             if one not in found.values():

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from trainer.fields import Spec
 
@@ -110,7 +110,13 @@ class Labels(Naming):
     """Which view."""
 
 
-Span = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+def _rising(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError(f"is {list(span)}; the fewest come first")
+    return span
+
+
+Span = Annotated[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], AfterValidator(_rising)]
 """Fewest and most."""
 
 
@@ -126,13 +132,6 @@ class Interleaved(Spec):
     """Fewest and most words of a segment that is read."""
     speech_words: Span = (5, 15)
     """Fewest and most words of a segment that is heard."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> "Interleaved":
-        for name in ("text_words", "speech_words"):
-            if (span := getattr(self, name))[0] > span[1]:
-                raise ValueError(f"{name} is {list(span)}; the fewest come first")
-        return self
 
 
 View = Annotated[Plain | Transcribe | Labels | Interleaved, Field(discriminator="kind")]

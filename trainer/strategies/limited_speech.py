@@ -173,7 +173,7 @@ class LimitedSpeech(Spec):
             share = self.speech_share
             if not 0 < (usual := mean(share)) < 1:
                 raise problem("recipe.speech_share", "mixing needs a share between 0 and 1", usual)
-            if len(abundant) + len(scarce) > 2 and not isinstance(share, float):
+            if len(abundant) + len(scarce) > 2 and not isinstance(share, float | int):
                 message = "a curve is for one source of recordings beside one other; write custom stages"
                 raise problem("recipe.speech_share", message, share.kind)
             steps = budget.steps_for(budget.epochs * many / (1 - usual))
