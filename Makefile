@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-orders test test-integration test-faults test-servers check bench-flops replications replication-docs base docs clean
+.PHONY: install demo demo-orders test test-integration test-faults test-servers test-presets check bench-flops replications replication-docs base docs clean
 
 install: $(STAMP)
 
@@ -43,7 +43,11 @@ test-faults: install
 	$(BIN)/python -m pytest -v -m "ray or browser or process" $(wildcard tests/test_faults*.py tests/test_local*.py)
 
 test-servers: install
-	$(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py" --ignore-glob="tests/test_local*.py"
+	$(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py" --ignore-glob="tests/test_local*.py" --ignore=tests/test_presets_service.py
+
+# Every preset in small through a real local service: some hundred jobs, ten minutes or more.
+test-presets: install
+	$(BIN)/python -m pytest -v tests/test_presets_service.py
 
 check: install
 	$(BIN)/ruff check .
