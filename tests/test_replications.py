@@ -19,6 +19,7 @@ from trainer.study import StudySpec
 STUDIES = [paper for paper in PAPERS if (SUITES / f"{paper}.yaml").is_file()]
 SMALL = {
     "limited_speech": {"steps": 2, "grid": {"scheme": ["curriculum"], "speech_fraction": ["10%"], "seed": [1, 2]}},
+    "data_scheduling": {"steps": 4},
     "salad": {"steps": 2, "recipe": {"name": "salad", "text_share": 0.3333, "measure_every": 1}},
     "label_permutation": {"steps": 2},
     "contrastive": {"steps": 3, "recipe": {"name": "contrastive", "pretrain_epochs": 0.02}},

@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "suites" / "replications"
 RUNS = ROOT / "build" / "replications" / "runs"
 PAPERS = ("limited_speech", "data_scheduling", "salad", "label_permutation", "contrastive")
-DATA = {"limited_speech": ["fr"], "salad": ["de"], "label_permutation": ["en", "en_unseen"]}
+DATA = {
+    "limited_speech": ["fr"],
+    "data_scheduling": ["en_tasks", "en_accent"],
+    "salad": ["de"],
+    "label_permutation": ["en", "en_unseen"],
+}
 """Data sets to be spoken first."""
 
 
