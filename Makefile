@@ -39,11 +39,12 @@ test-integration: install
 	@$(MAKE) --no-print-directory --jobs 2 test-faults test-servers
 
 # Its two halves, which wait more than they compute: what dies or goes away in the middle of a job, and everything else.
+INTEGRATION := -m pytest -v --durations=30 --durations-min=5 -m "ray or browser or process"
 test-faults: install
-	$(BIN)/python -m pytest -v -m "ray or browser or process" $(wildcard tests/test_faults*.py tests/test_local*.py)
+	$(BIN)/python $(INTEGRATION) $(wildcard tests/test_faults*.py)
 
 test-servers: install
-	$(BIN)/python -m pytest -v -m "ray or browser or process" --ignore-glob="tests/test_faults*.py" --ignore-glob="tests/test_local*.py" --ignore=tests/test_presets_service.py
+	$(BIN)/python $(INTEGRATION) --ignore-glob="tests/test_faults*.py" --ignore=tests/test_presets_service.py
 
 # Every preset in small through a real local service: some hundred jobs, ten minutes or more.
 test-presets: install

@@ -31,7 +31,11 @@ ROOT = Path(__file__).parent.parent
 MODULES = {"api": ["api"], "worker": ["worker"], "beat": ["worker", "beat"]}
 RANK = "ray::RayTrainWorker"
 """Title of a process in which a rank trains."""
-QUICK = {"ATTUNE_BEAT_S": "0.5", "ATTUNE_THREADS": "1"}
+QUICK = {
+    "ATTUNE_BEAT_S": "0.5", "ATTUNE_THREADS": "1",
+    # processes of Ray Train's own that nothing here is about, three seconds of a core for every runner that starts
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0",
+}  # fmt: skip
 """What a head of the stand's own tells its jobs, beside the caller's `runner`."""
 
 
