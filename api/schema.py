@@ -166,13 +166,20 @@ class StudyInFull(Study):
     spec: dict[str, Any]
 
 
-class StudyReport(Shape):
-    """What a study shows so far, as the trainer's own `report.json` and `report.txt`."""
+class TaskReport(Shape):
+    """`report.json` and `report.txt` of one task."""
+
+    report: dict[str, Any]
+    text: str
+
+
+class StudyReport(TaskReport):
+    """What a study shows so far, as the trainer's own `report.json` and `report.txt`; over several tasks their ranks,
+    and in `tasks` the report of each."""
 
     object: Literal["study_report"]
     study_id: str
-    report: dict[str, Any]
-    text: str
+    tasks: dict[str, TaskReport]
 
 
 class Key(Shape):

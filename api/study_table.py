@@ -2,18 +2,23 @@
 yet."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from api.bodies import finite
 from api.deps import Context
-from api.routes.predictions import scored
+from api.errors import ApiError
+from api.routes.predictions import final, scored
 from db import studies
 from db.models import Job, Study
-from trainer.metrics import score
+from trainer.dev_curves import dev_report, sentences
+from trainer.metrics import named, score
 from trainer.report import ReportRow, Scored, document, score_rows
 from trainer.report_rows import Run, ScoredCell, report_rows
 from trainer.report_text import findings, methods, questions_note, whole
+from trainer.result import DevScore
+from trainer.task_reports import of_task, over_tasks
 
 Table = dict[str, Any]
 
@@ -24,22 +29,37 @@ _LATER = ("source_recordings", "languages")
 
 _answered: OrderedDict[tuple, Table] = OrderedDict()
 _KEPT = 64
-"""Tables kept: predictions never change, so what they say together does not either."""
+"""Studies kept: predictions never change, so what they say together does not either."""
+_NOTHING = {"values": {}, "beside": [], "reference": None, "comparisons": [], "findings": [], "notes": []}
 
 
-def study_table(study: Study, jobs: Sequence[Job], app: Context) -> Table:
-    """Rows and comparisons of a study as far as its jobs have succeeded."""
+class Asked(NamedTuple):
+    """How a task of the test is reported."""
+
+    metric: str
+    beside: list[str]
+    """Further metrics, without interval."""
+
+
+def study_table(study: Study, jobs: Sequence[Job], app: Context, task: str | None = None) -> Table:
+    """Rows and comparisons of a study as far as its jobs have succeeded, for one task of its test (default: the first).
+    With several, `ranks` says how the cells stand over all of them. ApiError 404 for a task that was not tested."""
     by_id = {job.id: job for job in jobs}
     spec = _spec(jobs)
-    metric = None if spec is None else spec["evaluate"]["metric"]
     done = frozenset(job.id for job in jobs if job.status == "succeeded")
     key = (app.store.uri, study.id, done)
     if key not in _answered:
-        _answered[key] = _answer(study, by_id, metric, app)
+        _answered[key] = _answer(study, by_id, app)
         while len(_answered) > _KEPT:
             _answered.popitem(last=False)
-    answered = _answered[key]
-    rows = []
+    tasks = _answered[key]["tasks"]
+    if task is not None and task not in tasks:
+        there = f"there is {', '.join(tasks)}" if tasks else "none of its jobs has succeeded yet"
+        raise ApiError(404, f"study {study.id} says nothing of a task {task!r}; {there}", code="task_not_found",
+                       param="task")  # fmt: skip
+    chosen = task or next(iter(tasks), None)
+    answered = tasks[chosen] if chosen else {"metric": spec and spec["evaluate"]["metric"], **_NOTHING}
+    metric, rows = answered["metric"], []
     for cell in study.cells:
         known = {k: cell[k] for k in _DESCRIBED} | {"metric": metric}
         values = answered["values"].get(cell["name"], dict.fromkeys(("value", "ci_low", "ci_high", "n", "metrics")))
@@ -47,28 +67,62 @@ def study_table(study: Study, jobs: Sequence[Job], app: Context) -> Table:
         rows.append({**known, **values, "runs_done": runs_done, "runs": len(cell["jobs"])})
     said = {key: answered[key] for key in ("reference", "comparisons", "findings")}
     return {
-        "object": "study_table", "study_id": study.id, "name": study.name, "metric": metric, "confidence": CONFIDENCE,
+        "object": "study_table", "study_id": study.id, "name": study.name, "task": chosen, "tasks": list(tasks),
+        "metric": metric, "confidence": CONFIDENCE,
         "rows": [*(r for r in rows if r["kind"] == "cell"), *answered["beside"],
                  *(r for r in rows if r["kind"] == "control")],
-        "failed": _failed(study, by_id), **said, "notes": [*studies.notes(study, jobs), *answered["notes"]],
+        "ranks": _answered[key]["ranks"], "failed": _failed(study, by_id), **said,
+        "notes": [*studies.notes(study, jobs), *answered["notes"]],
     }  # fmt: skip
 
 
 def study_report(study: Study, jobs: Sequence[Job], app: Context) -> Table | None:
-    """`report.json` and `report.txt` as `python -m trainer` writes them, of what has succeeded; None where nothing has.
-    A study's jobs share base, task and metric."""
+    """`report.json` and `report.txt` as `python -m trainer` writes them, of what has succeeded, and where the test has
+    several tasks those of each in `tasks`; None where nothing has succeeded. A study's jobs share base, tasks, test."""
     by_id = {job.id: job for job in jobs}
-    rows, spec = _rows(study, by_id, app), _spec(jobs)
-    if not rows or spec is None:
+    cells, spec = _cells(study, by_id, app), _spec(jobs)
+    if not cells or spec is None:
         return None
-    metric, task = spec["evaluate"]["metric"], spec["tasks"][0]
-    answered = score_rows(rows, metric, confidence=CONFIDENCE)
-    notes = studies.notes(study, jobs)
-    said = {**document(answered, study.name, spec["base"], notes), "failed": _failed(study, by_id), "dev": {}}
-    beside = [m for m in task["metrics"] if m not in (metric, "invalid_rate")][:3]
+    tasks = _asked(cells, spec)
+    notes, failed, several = studies.notes(study, jobs), _failed(study, by_id), len(tasks) > 1
+    curves, made = _dev_curves(study, by_id, app), {}
+    for task, (metric, beside) in tasks.items():
+        dev = dev_report(curves, task if several else None, higher_is_better=named(metric).higher_is_better)
+        answered = score_rows(_rows(cells, task), metric, confidence=CONFIDENCE)
+        title = f"{study.name}, {task}" if several else study.name
+        said = {**document(answered, title, spec["base"], [*notes, *sentences(dev)]), "failed": failed, "dev": dev}
+        made[task] = {"report": finite(said), "text": whole(answered, said, beside)}
+    about = {"object": "study_report", "study_id": study.id}
+    if not several:
+        return {**about, **made.popitem()[1], "tasks": {}}
+    over, text = over_tasks({task: one["report"] for task, one in made.items()}, study.name, spec["base"], notes)
+    return {**about, "report": over, "text": text, "tasks": made}
+
+
+def _asked(cells: Sequence[ScoredCell], spec: Table) -> dict[str, Asked]:
+    """The tasks of the test in the order of the spec. One has the metric that the study names, of several each its own
+    first."""
+    tested = {row["task"] for cell in cells for run in cell.runs for rows in run.predictions.values() for row in rows}
+    found = [task for task in spec["tasks"] if task["name"] in tested]
+    metrics = [t["metrics"][0] for t in found] if len(found) > 1 else [spec["evaluate"]["metric"]]
     return {
-        "object": "study_report", "study_id": study.id, "report": finite(said), "text": whole(answered, said, beside)
-    }  # fmt: skip
+        task["name"]: Asked(metric, [m for m in task["metrics"] if m not in (metric, "invalid_rate")][:3])
+        for task, metric in zip(found, metrics, strict=True)
+    }
+
+
+def _dev_curves(study: Study, jobs: dict[str, Job], app: Context) -> dict[str, dict[int | str, list[DevScore]]]:
+    """What the runs of each cell scored on the dev set, by seed."""
+    found: dict[str, dict[int | str, list[DevScore]]] = {}
+    for cell in (c for c in study.cells if c["kind"] == "cell"):
+        runs = list(studies.runs(cell, jobs))
+        several = len({subset for _, _, subset in runs}) > 1
+        found[cell["name"]] = {
+            f"{subset}/{seed}" if several else seed: [DevScore(**at) for at in final(app.store, job).get("dev", [])]
+            for job, seed, subset in runs
+            if job.status == "succeeded"
+        }
+    return found
 
 
 def _spec(jobs: Sequence[Job]) -> Table | None:
@@ -86,7 +140,7 @@ def _failed(study: Study, jobs: dict[str, Job]) -> list[Table]:
     ]  # fmt: skip
 
 
-def _rows(study: Study, jobs: dict[str, Job], app: Context) -> list[ReportRow]:
+def _cells(study: Study, jobs: dict[str, Job], app: Context) -> list[ScoredCell]:
     """Of what has succeeded."""
     cells = []
     for cell in study.cells:
@@ -97,25 +151,51 @@ def _rows(study: Study, jobs: dict[str, Job], app: Context) -> list[ReportRow]:
         ]
         if runs:
             cells.append(ScoredCell(**{key: cell[key] for key in (*_DESCRIBED, *_LATER) if key in cell}, runs=runs))
-    return report_rows(cells)
+    return cells
 
 
-def _answer(study: Study, jobs: dict[str, Job], metric: str | None, app: Context) -> Table:
-    rows = _rows(study, jobs, app)
-    values, beside, said = {}, [], {"reference": None, "comparisons": [], "findings": [], "notes": []}
-    if rows and metric is not None:
-        answered = score_rows(rows, metric, confidence=CONFIDENCE)
-        values = {row.name: _values(row, answered) for row in rows}
-        own = {cell["name"] for cell in study.cells}
-        beside = [_beside(row, values, metric) for row in rows if row.name not in own]
-        intervals = [f"Intervals: {how}." for how in methods(answered)]
-        said = {
-            "reference": answered.reference.name,
-            "comparisons": [_comparison(q) for q in answered.questions],
-            "findings": findings(answered),
-            "notes": [*intervals, *questions_note(answered)],
-        }
-    return finite({"values": values, "beside": beside, **said})
+def _of_task(cell: ScoredCell, task: str) -> ScoredCell:
+    return replace(cell, runs=[replace(run, predictions=of_task(run.predictions, task)) for run in cell.runs])
+
+
+def _rows(cells: Sequence[ScoredCell], task: str) -> list[ReportRow]:
+    """What they answered to one task."""
+    return report_rows([
+        replace(cell, runs=[replace(run, predictions=of_task(run.predictions, task)) for run in cell.runs])
+        for cell in cells
+    ])  # fmt: skip
+
+
+def _answer(study: Study, jobs: dict[str, Job], app: Context) -> Table:
+    """All that a table says of what has succeeded, by task, and the cells' ranks over several."""
+    cells, spec = _cells(study, jobs, app), _spec(list(jobs.values()))
+    if not cells or spec is None:
+        return {"tasks": {}, "ranks": []}
+    own = {cell["name"]: cell["kind"] for cell in study.cells}
+    tasks = {task: _of_task(_rows(cells, task), metric, own) for task, (metric, _) in _asked(cells, spec).items()}
+    if len(tasks) < 2:
+        return {"tasks": tasks, "ranks": []}
+    documents = {
+        task: {"metric": said["metric"], "pooled": [
+            {"row": name, "kind": own.get(name, "control"), "value": at["value"]} for name, at in said["values"].items()
+        ]}
+        for task, said in tasks.items()
+    }  # fmt: skip
+    return {"tasks": tasks, "ranks": over_tasks(documents, study.name, "", [])[0]["rows"]}
+
+
+def _of_task(rows: list[ReportRow], metric: str, own: Mapping[str, str]) -> Table:
+    answered = score_rows(rows, metric, confidence=CONFIDENCE)
+    values = {row.name: _values(row, answered) for row in rows}
+    intervals = [f"Intervals: {how}." for how in methods(answered)]
+    return finite({
+        "metric": metric, "values": values,
+        "beside": [_beside(row, values, metric) for row in rows if row.name not in own],
+        "reference": answered.reference.name,
+        "comparisons": [_comparison(q) for q in answered.questions],
+        "findings": findings(answered),
+        "notes": [*intervals, *questions_note(answered)],
+    })  # fmt: skip
 
 
 def _values(row: ReportRow, answered: Scored) -> Table:

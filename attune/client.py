@@ -268,9 +268,11 @@ class Studies:
         """A study with its cells and how far each job is."""
         return self._client.ask("GET", _path(study_id, "studies"))
 
-    def table(self, study_id: str) -> Json:
-        """What it shows so far: rows with intervals, comparisons, sentences."""
-        return self._client.ask("GET", f"{_path(study_id, 'studies')}/table")
+    def table(self, study_id: str, task: str | None = None) -> Json:
+        """What it shows so far: rows with intervals, comparisons, sentences. Where its test has several tasks (`tasks`)
+        they are of one (default: the first), and `ranks` is over all."""
+        params = {} if task is None else {"task": task}
+        return self._client.ask("GET", f"{_path(study_id, 'studies')}/table", params=params)
 
     def report(self, study_id: str) -> Json:
         """`report` and `text` of what has succeeded, as the trainer writes them. ConflictError where nothing has."""

@@ -235,7 +235,8 @@ def _tell_study(client: "Client", args: argparse.Namespace, id_: str) -> None:
         from attune.study_report import write
 
         files = write(client.studies.report(id_), args.out)
-        print(f"{', '.join(file.name for file in files)} written to {args.out}", file=sys.stderr)
+        named = ", ".join(str(file.relative_to(args.out)) for file in files)
+        print(f"{named} written to {args.out}", file=sys.stderr)
     if not args.json:
         print(f"dashboard: {client.url}/dashboard/studies/{id_}")
 

@@ -131,6 +131,11 @@ def study(found: Json, table: Json) -> None:
     """A study: its rows with intervals as far as they are known, what follows from them, what failed."""
     counts = ", ".join(f"{count} {status}" for status, count in found["jobs"].items())
     print(f"study {found['name']} ({found['id']}): {counts}")
+    if table["ranks"]:
+        _columns([("row", "mean rank", *table["tasks"]),
+                  *((r["row"], f"{r['mean_rank']:.2f}", *(_ranked(r["tasks"].get(t)) for t in table["tasks"]))
+                    for r in table["ranks"])])  # fmt: skip
+        print(f"{table['task']}:")
     head = ("row", "recordings", "runs", f"{table['metric'] or 'score'} ({table['confidence']:.0%})")
     rows = [(r["name"], f"{r['recordings']:,}", f"{r['runs_done']}/{r['runs']}",
              "–" if r["value"] is None else _interval(r)) for r in table["rows"]]  # fmt: skip
@@ -140,6 +145,11 @@ def study(found: Json, table: Json) -> None:
     lost(table)
     for note in table["notes"]:
         print(f"note: {note}")
+
+
+def _ranked(at: Json | None) -> str:
+    """A value and its rank among the rows."""
+    return f"{at['value']:.3f} [{at['rank']:g}]" if at else "–"
 
 
 def lost(table: Json) -> None:

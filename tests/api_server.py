@@ -76,14 +76,17 @@ class Service:
             started = runners.start(session, pool, self.settings.code, 1, 0)
         return Runner(self, started.id, started.bootstrap)
 
-    def finish(self, job_id: str, predictions: dict[str, list[dict[str, Any]]], outcome: str = "succeeded") -> None:
-        """Carries a queued job to its end by the protocol, with these predictions in the store."""
+    def finish(
+        self, job_id: str, predictions: dict[str, list[dict[str, Any]]], outcome: str = "succeeded", **final: Any
+    ) -> None:
+        """Carries a queued job to its end by the protocol, with these predictions in the store; `final`: more of its
+        final.json."""
         runner, claim = self.claimed(job_id)
         place, no = claim["prefix"], claim["attempt"]
         for modality, rows in predictions.items():
             self.store.put(f"{place}/attempts/{no}/predictions/{modality}.jsonl", to_lines(rows))
         if outcome == "succeeded":
-            self.store.put(f"{place}/final.json", json.dumps({"attempt": no}).encode())
+            self.store.put(f"{place}/final.json", json.dumps({"attempt": no, **final}).encode())
         reason = None if outcome == "succeeded" else "diverged"
         told = {"first_seq": 1, "events": [], "outcome": outcome, "reason": reason, "message": ""}
         assert runner.tell(claim, "done", told).status_code == 200

@@ -197,7 +197,9 @@ def resolved(name: str) -> dict[str, Any]:
     """As much of a resolved job as the pages and the routes behind them read."""
     place = locate(TEST, [ROOT])
     rows = load(TEST, [ROOT])
-    return {"spec": spec(name), "test": {"ref": TEST, "sha256": SourceRows(TEST, rows, len(rows), place.folder).sha256}}
+    task = tasks_of(TEST, [ROOT])["intent_slots"].model_dump(mode="json")
+    pin = {"ref": TEST, "sha256": SourceRows(TEST, rows, len(rows), place.folder).sha256}
+    return {"spec": {**spec(name), "tasks": [task]}, "test": pin}
 
 
 def fill(site: Site) -> None:

@@ -2,6 +2,7 @@
 trainer's own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,10 +132,10 @@ def test_auto_is_no_question_where_no_cell_hears(service):
 def answered(run, corpus, share: float, stream: str) -> dict[str, list[dict]]:
     """Predictions of a run of which about `share` are right."""
     test = limited(corpus.test.rows, run.spec.evaluate.limit)
-    task = run.spec.tasks[0]
+    tasks = {task.name: task for task in run.spec.tasks}
     draw = philox(run.spec.seed, stream, len(test)) / 2**64
-    said = np.where(draw < share, [u.label for u in test], task.labels[0])
-    return {"speech": [prediction(u, task, "speech", str(t)) for u, t in zip(test, said, strict=True)]}
+    said = np.where(draw < share, [u.label for u in test], run.spec.tasks[0].labels[0])
+    return {"speech": [prediction(u, tasks[u.task], "speech", str(t)) for u, t in zip(test, said, strict=True)]}
 
 
 def test_table_and_report_are_the_trainers_own(service, tmp_path):
@@ -196,6 +197,74 @@ def test_table_and_report_are_the_trainers_own(service, tmp_path):
     drawn = tmp_path / "drawn.png"
     assert learning_curve.main([str(wrote.files[0]), str(drawn)]) == 0
     assert drawn.read_bytes() == wrote.files[2].read_bytes()
+
+
+def two_tasks(folder) -> list[dict]:
+    """A data set `both` beside `turns`, whose rows take turns between two tasks with labels; returns the tasks."""
+    tasks = [{"name": name, "instruction": {"en": f"Which {name}?"}, "answer": "label", "metrics": metrics,
+              "labels": ["go", "stop", "left", "right"]}
+             for name, metrics in (("way", ["accuracy"]), ("turn", ["macro_f1", "accuracy"]))]  # fmt: skip
+    (folder / "both").mkdir()
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (folder / "turns" / f"{split}.jsonl").read_text().splitlines()]
+        rows = [{**row, "task": tasks[n // 4 % 2]["name"]} for n, row in enumerate(rows)]
+        (folder / "both" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tasks
+
+
+def test_a_test_of_several_tasks_has_a_report_for_each_and_ranks_over_them(service, tmp_path):
+    """As the trainer writes them, dev curves included."""
+    from trainer.dev_curves import dev_report, sentences
+    from trainer.report_rows import report_rows, scored_cell
+    from trainer.result import DevScore
+    from trainer.task_reports import of_task
+    from trainer.write_report import write_report, write_tasks
+
+    root = next(Path(root) for root in service.settings.roots if (Path(root) / "turns").is_dir())
+    spec = a_study(study="several", tasks=two_tasks(root), data={"corpus": "both"}, also=[], controls=["untuned"])
+    made = posted(service.http, "/v1/studies", spec)
+    place = f"/v1/studies/{made['id']}"
+    nothing = service.http.get(f"{place}/table").json()
+    assert (nothing["tasks"], nothing["ranks"], nothing["task"]) == ([], [], None)
+    read = Reader(service.settings.roots)
+    expanded = expand(StudySpec.model_validate(spec), read)
+    cells = [*expanded.cells, *expanded.baselines]
+    shares = {cell.name: share for cell, share in zip(cells, (0.3, 0.8, 0.5), strict=True)}
+    rows = {run.hash: answered(run, read(run.spec), shares[c.name], c.name) for c in cells for run in c.runs}
+    curve = [DevScore(step=5, value=0.2, tasks={"way": 0.1, "turn": 0.3}),
+             DevScore(step=10, value=0.6, tasks={"way": 0.5, "turn": 0.7})]  # fmt: skip
+    listed = service.http.get("/v1/jobs", params={"study": made["id"]}).json()["data"]
+    for job in listed:
+        service.finish(job["id"], rows[job["spec_hash"]], dev=[at.model_dump() for at in curve])
+
+    curves = {cell.name: {run.spec.seed: curve for run in cell.runs} for cell in expanded.cells}
+    reports = {}
+    for task, metric, beside in (("way", "accuracy", []), ("turn", "macro_f1", ["accuracy"])):
+        dev = dev_report(curves, task, higher_is_better=True)
+        assert {row["steps_to_target"] for row in dev["rows"]} == {10}
+        own = report_rows([scored_cell(cell, {k: of_task(v, task) for k, v in rows.items()}) for cell in cells])
+        reports[task] = write_report(
+            tmp_path / task, own, metric, study=f"several, {task}", base="models/tiny", beside=beside, dev=dev,
+            notes=[*expanded.notes, *sentences(dev)],
+        )  # fmt: skip
+    over = write_tasks(tmp_path, reports, "several", "models/tiny", expanded.notes)
+
+    found = service.http.get(f"{place}/report").json()
+    assert (found["report"], found["text"]) == (json.loads(over.files[0].read_text()), over.text)
+    assert list(found["tasks"]) == ["way", "turn"]
+    for task, report in reports.items():
+        assert found["tasks"][task] == {"report": json.loads(report.files[0].read_text()), "text": report.text}
+    for task in ("way", "turn"):
+        table = service.http.get(f"{place}/table", params={"task": task}).json()
+        told = (task, ["way", "turn"], reports[task].document["metric"])
+        assert (table["task"], table["tasks"], table["metric"]) == told
+        assert [r["value"] for r in table["rows"]] == [r["value"] for r in reports[task].document["pooled"]]
+        assert table["ranks"] == found["report"]["rows"]
+        assert len(table["ranks"]) == 2
+    assert service.http.get(f"{place}/table").json()["task"] == "way"
+    unknown = service.http.get(f"{place}/table", params={"task": "smell"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "task_not_found")
+    assert "way, turn" in unknown.json()["error"]["message"]
 
 
 def test_what_failed_is_listed(service):

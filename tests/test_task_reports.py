@@ -6,8 +6,8 @@ import pytest
 
 from trainer.dev_curves import dev_report, near_the_best, sentences, steps_to
 from trainer.result import DevScore
-from trainer.task_reports import of_task, ranks, write_tasks
-from trainer.write_report import Report
+from trainer.task_reports import of_task, ranks
+from trainer.write_report import Report, write_tasks
 
 
 def test_ranks_by_hand():
@@ -18,7 +18,7 @@ def test_ranks_by_hand():
 
 def test_rows_of_one_task_are_those_of_its_name():
     rows = [{"task": "asr", "n": 1}, {"task": "tone", "n": 2}, {"task": "asr", "n": 3}]
-    assert of_task({"job": {"speech": rows}}, "asr") == {"job": {"speech": [rows[0], rows[2]]}}
+    assert of_task({"speech": rows}, "asr") == {"speech": [rows[0], rows[2]]}
 
 
 def report(metric, **values):

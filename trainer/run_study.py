@@ -32,8 +32,8 @@ from trainer.spec import Task
 from trainer.store import FolderStore, Store
 from trainer.strategies import Baseline
 from trainer.study import Cell, Expanded, StudySpec, expand
-from trainer.task_reports import of_task, write_tasks
-from trainer.write_report import Report, write_report
+from trainer.task_reports import of_task
+from trainer.write_report import Report, write_report, write_tasks
 
 
 class StudyFailedError(RuntimeError):
@@ -88,7 +88,7 @@ def run_study(
         metric = task.metrics[0] if several else main_metric(first)
         better = named(metric).higher_is_better
         dev = dev_report(curves, task.name if several else None, higher_is_better=better)
-        answered = of_task(rows, task.name)
+        answered = {key: of_task(found, task.name) for key, found in rows.items()}
         reports[task.name] = write_report(
             Path(out) / task.name if several else Path(out),
             report_rows([scored_cell(cell, answered) for cell in cells]),

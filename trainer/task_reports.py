@@ -1,28 +1,22 @@
-"""A study whose test has several tasks: a report for each, and over them the mean of the cells' ranks.
+"""A study whose test has several tasks: a report for each, and over them the mean of the cells' ranks (light).
 
 Metrics of different tasks do not mix, ranks do: arXiv 2601.12494 speaks of an overall balance without saying how it is
 taken, so this is inferred. A mean rank describes; whether two cells differ is for the reports of the tasks.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from trainer.metrics import named
 from trainer.predictions import Row
 from trainer.report_text import number
-from trainer.write_report import Report
 
 ByModality = Mapping[str, Sequence[Row]]
 
 
-def of_task(predictions: Mapping[str, ByModality], task: str) -> dict[str, dict[str, list[Row]]]:
-    """The prediction rows of one task, by job and modality."""
-    return {
-        key: {modality: [row for row in rows if row["task"] == task] for modality, rows in found.items()}
-        for key, found in predictions.items()
-    }
+def of_task(found: ByModality, task: str) -> dict[str, list[Row]]:
+    """The prediction rows of one task, by modality."""
+    return {modality: [row for row in rows if row["task"] == task] for modality, rows in found.items()}
 
 
 def ranks(values: Mapping[str, float], *, higher_is_better: bool) -> dict[str, float]:
@@ -34,11 +28,12 @@ def ranks(values: Mapping[str, float], *, higher_is_better: bool) -> dict[str, f
     }
 
 
-def write_tasks(out: Path, reports: Mapping[str, Report], study: str, base: str, notes: Sequence[str]) -> Report:
-    """`report.json` and `report.txt` over the reports of each task, which lie in folders of its name."""
+def over_tasks(
+    documents: Mapping[str, Mapping[str, Any]], study: str, base: str, notes: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """`report.json` and `report.txt` over what `report.json` says of each task, which lies in a folder of its name."""
     table: dict[str, dict[str, Any]] = {}
-    for task, report in reports.items():
-        said = report.document
+    for task, said in documents.items():
         values = {row["row"]: row["value"] for row in said["pooled"] if row["kind"] == "cell"}
         values = {name: value for name, value in values.items() if value is not None}
         placed = ranks(values, higher_is_better=named(said["metric"]).higher_is_better)
@@ -50,15 +45,12 @@ def write_tasks(out: Path, reports: Mapping[str, Report], study: str, base: str,
     ]
     rows.sort(key=lambda row: row["mean_rank"])
     document = {
-        "study": study, "base": base, "tasks": {task: f"{task}/report.json" for task in reports}, "rows": rows,
+        "study": study, "base": base, "tasks": {task: f"{task}/report.json" for task in documents}, "rows": rows,
         "notes": list(notes),
     }  # fmt: skip
-    text = "\n".join([f"{study}: {len(reports)} tasks, base {base}; each task's own report is in its folder", "",
-                      *_table(rows, list(reports)), "", *notes]) + "\n"  # fmt: skip
-    files = (out / "report.json", out / "report.txt")
-    files[0].write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    files[1].write_text(text, encoding="utf-8")
-    return Report(text, document, (*files, *(file for report in reports.values() for file in report.files)))
+    text = "\n".join([f"{study}: {len(documents)} tasks, base {base}; each task's own report is in its folder", "",
+                      *_table(rows, list(documents)), "", *notes]) + "\n"  # fmt: skip
+    return document, text
 
 
 def _table(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from trainer.learning_curve import draw
 from trainer.report import ReportRow, document, score_rows
 from trainer.report_text import whole
+from trainer.task_reports import over_tasks
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,12 @@ def write_report(
     files[1].write_text(text, encoding="utf-8")
     draw(said, files[2])
     return Report(text, said, files)
+
+
+def write_tasks(out: Path, reports: Mapping[str, Report], study: str, base: str, notes: Sequence[str]) -> Report:
+    """`report.json` and `report.txt` over the reports of each task, which lie in folders of its name."""
+    document, text = over_tasks({task: report.document for task, report in reports.items()}, study, base, notes)
+    files = (out / "report.json", out / "report.txt")
+    files[0].write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files[1].write_text(text, encoding="utf-8")
+    return Report(text, document, (*files, *(file for report in reports.values() for file in report.files)))

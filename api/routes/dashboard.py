@@ -212,22 +212,22 @@ def study_list(app: App, who: Viewer, after: str | None = None) -> Response:
 
 
 @router.get("/dashboard/studies/{study_id}")
-def study_page(study_id: str, app: App, who: Viewer) -> Response:
-    """A study's cells and how far their jobs are."""
+def study_page(study_id: str, app: App, who: Viewer, task: str | None = None) -> Response:
+    """A study's cells and how far their jobs are; compared on this task of the test, where it has several."""
     with app.database.read() as session:
         row = a_study(session, study_id, who)
         members = studies.members(session, study_id)
         return render(
             "study.html", who=_name(session, who), now=_now(session),
             study=shapes.study(row, members) | {"notes": studies.notes(row, members)},
-            jobs={j.id: shapes.job(j) for j in members}, spec=_yaml(row.spec),
+            jobs={j.id: shapes.job(j) for j in members}, spec=_yaml(row.spec), task=task,
         )  # fmt: skip
 
 
 @router.get("/dashboard/studies/{study_id}/table")
-def comparison(study_id: str, app: App, who: Viewer) -> Response:
+def comparison(study_id: str, app: App, who: Viewer, task: str | None = None) -> Response:
     """What the study shows so far, as the API says it; computed apart from the page, for it takes its time."""
-    return render("table.html", table=study_table(study_id, app, who))
+    return render("table.html", table=study_table(study_id, app, who, task))
 
 
 # ------------------------------------------------------------------------------------------------------- helpers

@@ -30,9 +30,12 @@ def scored(store: Store, job: Job) -> dict[str, list[Row]]:
     if job.status != "succeeded":
         raise ApiError(409, f"job {job.id} is {job.status}; it has no predictions before it has succeeded",
                        code="illegal_status")  # fmt: skip
-    place = f"projects/{job.project_id}/jobs/{job.id}"
-    last = json.loads(store.get(f"{place}/final.json"))["attempt"]
-    return read_predictions(store, f"{place}/attempts/{last}")
+    return read_predictions(store, f"projects/{job.project_id}/jobs/{job.id}/attempts/{final(store, job)['attempt']}")
+
+
+def final(store: Store, job: Job) -> dict[str, Any]:
+    """`final.json` of a job that has succeeded."""
+    return json.loads(store.get(f"projects/{job.project_id}/jobs/{job.id}/final.json"))
 
 
 def of_modality(rows: dict[str, list[Row]], modality: str | None) -> list[Row]:
