@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-orders test test-integration test-faults test-servers test-presets check bench-flops replications replication-docs base docs clean
+.PHONY: install demo demo-orders test test-integration test-faults test-processes test-servers test-presets check bench-flops replications replication-docs base docs clean
 
 install: $(STAMP)
 
@@ -36,15 +36,20 @@ test: install
 # of it is missing, apt installs; nothing of it is left running).
 test-integration: install
 	@sh tests/install_servers.sh
-	@$(MAKE) --no-print-directory --jobs 2 test-faults test-servers
+	@$(MAKE) --no-print-directory --jobs 3 test-faults test-processes test-servers
 
-# Its two halves, which wait more than they compute: what dies or goes away in the middle of a job, and everything else.
+# Its three parts, which wait as much as they compute: what dies or goes away in the middle of a job; processes of this
+# machine one by one (`attune up`, runners, worker); everything else.
 INTEGRATION := -m pytest -v --durations=30 --durations-min=5 -m "ray or browser or process"
+PROCESSES := $(wildcard tests/test_local*.py tests/test_runner*.py tests/test_worker*.py tests/test_ray*.py)
 test-faults: install
 	$(BIN)/python $(INTEGRATION) $(wildcard tests/test_faults*.py)
 
+test-processes: install
+	$(BIN)/python $(INTEGRATION) $(PROCESSES)
+
 test-servers: install
-	$(BIN)/python $(INTEGRATION) --ignore-glob="tests/test_faults*.py" --ignore=tests/test_presets_service.py
+	$(BIN)/python $(INTEGRATION) $(PROCESSES:%=--ignore=%) --ignore-glob="tests/test_faults*.py" --ignore=tests/test_presets_service.py
 
 # Every preset in small through a real local service: some hundred jobs, ten minutes or more.
 test-presets: install

@@ -66,7 +66,7 @@ def postgres_of_stand() -> Iterator[Any]:
 def stand(tmp_path_factory, postgres_of_stand) -> Iterator[Stand]:
     """On Postgres; its runner stays warm from test to test."""
     settings = {"ATTUNE_DATABASE_URL": postgres_of_stand.url("attune")}
-    with Stand(tmp_path_factory.mktemp("stand"), settings, runner={"ATTUNE_IDLE_EXIT_S": "60"}) as made:
+    with Stand(tmp_path_factory.mktemp("stand"), settings, runner={"ATTUNE_IDLE_EXIT_S": "600"}) as made:
         yield made
 
 
@@ -74,7 +74,7 @@ def stand(tmp_path_factory, postgres_of_stand) -> Iterator[Stand]:
 def stand_of_two(tmp_path_factory) -> Iterator[Stand]:
     """On SQLite. Its Ray's head can start runners, but has no CPU for their ranks: nodes are for the tests to start.
     A runner goes on for two seconds without the API."""
-    folder, runner = tmp_path_factory.mktemp("two"), {"ATTUNE_IDLE_EXIT_S": "5", "ATTUNE_DETACHED_MAX_S": "2"}
+    folder, runner = tmp_path_factory.mktemp("two"), {"ATTUNE_IDLE_EXIT_S": "60", "ATTUNE_DETACHED_MAX_S": "2"}
     with (
         started_ray(num_cpus=0, token="two", env={**QUICK, **runner}) as head,
         Stand(folder, head=head) as made,

@@ -39,6 +39,9 @@ def _up_and_down(place: Place, spec: Path) -> None:
     assert started["started"] == ["broker", "ray", "api", "worker", "beat"]
     instance = Instance(place.folder)
     assert httpx2.get(f"{instance.ray_address}/api/version").status_code == 401  # Ray listens on all addresses
+    os.kill(place.pids()["ray"], signal.SIGKILL)
+    until(lambda: "ray" not in Instance(place.folder).running)
+    assert place.json("up")["started"] == ["ray", "worker"]
     assert [f for f in place.json("doctor") if not f["ok"]] == []
 
     spec.write_text(yaml.safe_dump(JOB))
@@ -46,10 +49,6 @@ def _up_and_down(place: Place, spec: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr + instance.services["worker"].last_words()
     assert "succeeded, accuracy" in ran.stdout
     assert instance.sockets.stat().st_mode & 0o077 == 0  # jobs of Ray open its own folder to everybody
-
-    os.kill(place.pids()["ray"], signal.SIGKILL)
-    until(lambda: "ray" not in Instance(place.folder).running)
-    assert place.json("up")["started"] == ["ray", "worker"]
 
     spec.write_text(yaml.safe_dump({**JOB, "name": "long", "steps": 5000, "checkpoint_every": 5000}))
     submitted = place.attune("submit", spec, cwd=ROOT)
