@@ -262,6 +262,14 @@ def test_a_test_of_several_tasks_has_a_report_for_each_and_ranks_over_them(servi
         assert table["ranks"] == found["report"]["rows"]
         assert len(table["ranks"]) == 2
     assert service.http.get(f"{place}/table").json()["task"] == "way"
+    page = f"/dashboard/studies/{made['id']}"
+    key = service.http.headers["Authorization"].split()[1]
+    service.http.post("/dashboard/login", data={"key": key, "next": page}, headers={"Origin": service.url})
+    assert f'hx-get="{page}/table?task=turn"' in service.http.get(page, params={"task": "turn"}).text
+    shown = service.http.get(f"{page}/table", params={"task": "turn"}).text
+    assert "<b>turn</b>" in shown
+    assert f'<a href="{page}?task=way">way</a>' in shown
+    assert f"{table['ranks'][0]['mean_rank']:.2f}" in shown
     unknown = service.http.get(f"{place}/table", params={"task": "smell"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "task_not_found")
     assert "way, turn" in unknown.json()["error"]["message"]
