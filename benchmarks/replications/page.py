@@ -159,7 +159,8 @@ def draw(stored: Mapping[str, Any], path: Path) -> None:
         for axis, name in zip(axes[1:], fields, strict=True):
             _curves(axis, {row: curves[name] for row, curves in stored["curves"].items() if name in curves}, name)
         if fields:
-            axes[-1].legend(fontsize=6, frameon=False)
+            drawn = axes[-1].get_legend_handles_labels()
+            figure.legend(*drawn, loc="outside lower right", ncols=2, fontsize=6, frameon=False)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -171,17 +172,22 @@ def _values(axis, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
         axis.errorbar(row["value"], y, xerr=bars, fmt="o", markersize=4, color=colour, capsize=2)
         if len(row["each"]) > 1:
             axis.plot(row["each"], [y + 0.25] * len(row["each"]), ".", markersize=3, color=colour, alpha=0.5)
-    axis.set_yticks(range(len(rows)), [row["row"] for row in rows])
+    axis.set_yticks(range(len(rows)), [_called(row["row"]) for row in rows])
     axis.invert_yaxis()
     axis.set_xlabel(metric.replace("_", " "))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", color="#E6E6E6", linewidth=0.7)
 
 
+def _called(row: str) -> str:
+    """A row's name without the folder of the data made here, which says nothing in a figure."""
+    return row.replace("build/replications/", "")
+
+
 def _curves(axis, curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> None:
     for k, (row, points) in enumerate(curves.items()):
         look = {"color": COLOURS[k % len(COLOURS)], "linewidth": 1.2}
-        axis.plot(*zip(*points, strict=True), label=row, **look)
+        axis.plot(*zip(*points, strict=True), label=_called(row), **look)
     axis.set_xlabel("step")
     axis.set_title(name, fontsize=8, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
