@@ -37,7 +37,7 @@ def _metrics() -> list[str]:
     lines += ["| metric | unit | better | answers | with |", "|---|---|---|---|---|"]
     for metric in METRICS.values():
         better = "higher" if metric.higher_is_better else "lower"
-        forms = ", ".join(form for form in ("json", "label", "label_set", "text") if form in metric.answers)
+        forms = ", ".join(form for form in ("json", "label", "label_set", "choice", "text") if form in metric.answers)
         beside = f"`{metric.beside}`" if metric.beside else ""
         lines.append(f"| `{metric.name}` | {metric.unit} | {better} | {forms} | {beside} |")
     return [*lines, ""]

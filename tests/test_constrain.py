@@ -102,7 +102,7 @@ def test_answers_of_a_model_that_knows_nothing_parse(model, name, beams):
     task = TASKS[name]
     for room in (12, 13, 20, 40):
         try:
-            constraint = constraint_of(task, model, room)
+            constraint = constraint_of([task], model, room)
         except SpecError:
             assert room < 20, "the shortest answer is longer than this"
             continue
@@ -123,17 +123,17 @@ def test_an_answer_that_is_allowed_stays_as_it_is(model):
     asked = [example(model, n) for n in range(8)]
     free = generate(model, asked, max_new_tokens=4)
     trie = Trie({str(n): tuple(ids) for n, ids in enumerate(free)})
-    constraint = Constraint(trie, model.tokens.stops, 4, "t")
+    constraint = Constraint([trie], model.tokens.stops, 4, "t")
     assert generate(model, asked, max_new_tokens=4, constraint=constraint) == free
 
 
 def test_room_that_no_answer_fits_into_is_refused(model):
     with pytest.raises(SpecError, match=r"evaluate\.decode\.max_new_tokens: the shortest answer of task json takes"):
-        constraint_of(TASKS["json"], model, 3)
+        constraint_of([TASKS["json"]], model, 3)
     with pytest.raises(SpecError, match=r"label 'étape .* takes .* tokens; give at least as many"):
-        constraint_of(TASKS["label"], model, 3)
+        constraint_of([TASKS["label"]], model, 3)
     text = Task(name="words", instruction=ASK, answer="text")
-    assert constraint_of(text, model, 1) is None
+    assert constraint_of([text], model, 1) is None
 
 
 def test_a_test_of_text_has_nothing_to_constrain(tmp_path):

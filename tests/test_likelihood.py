@@ -55,10 +55,11 @@ def test_a_tree_of_labels_scores_as_each_label_alone(model, monkeypatch, share_p
     monkeypatch.setattr(model, "execution", Execution(share_prefix=share_prefix))
     closed = closed_answers(TASK, model.tokens)
     examples = [spoken(model, n) for n in range(5)]
-    found = log_likelihoods(model, examples, Trie(closed))
+    tries = [Trie(closed)] * 5
+    found = log_likelihoods(model, examples, tries)
     want = [[written(model, e, ids) for ids in closed.values()] for e in examples]
     np.testing.assert_allclose(found.numpy(), want, rtol=1e-5, atol=1e-5)
-    mean = log_likelihoods(model, examples, Trie(closed), per_token=True)
+    mean = log_likelihoods(model, examples, tries, per_token=True)
     lengths = [len(ids) + 1 for ids in closed.values()]
     np.testing.assert_allclose(mean.numpy(), np.array(want) / lengths, rtol=1e-5, atol=1e-5)
 
@@ -75,7 +76,7 @@ def test_what_labels_begin_with_alike_is_computed_once(model, monkeypatch):
         return states(inputs, **options)
 
     monkeypatch.setattr(model, "states", watched)
-    log_likelihoods(model, [spoken(model, 0)], trie)
+    log_likelihoods(model, [spoken(model, 0)], [trie])
     assert widths[-1] == len(begun)
 
 
@@ -83,9 +84,9 @@ def test_beams_as_many_as_labels_find_the_best_mean(model):
     """Constrained beam search scores by the mean over tokens: with room for all labels it finds the best one."""
     trie = Trie(closed_answers(TASK, model.tokens))
     examples = [spoken(model, n) for n in range(6)]
-    constraint = Constraint(trie, {model.tokens.end}, 20, "t")
+    constraint = Constraint([trie], {model.tokens.end}, 20, "t")
     found = generate(model, examples, beams=len(LABELS), max_new_tokens=20, constraint=constraint)
-    scores = log_likelihoods(model, examples, trie, per_token=True)
+    scores = log_likelihoods(model, examples, [trie] * 6, per_token=True)
     best = [trie.answers[i] for i in scores.argmax(-1).tolist()]
     assert [model.tokens.tokenizer.decode(ids) for ids in found] == best
 
@@ -125,10 +126,10 @@ def test_a_batch_that_does_not_fit_is_cut_in_two(world, model, monkeypatch):
     asked = (corpus.test.rows, corpus.tasks, "speech", Decode(method="likelihood"), Recordings(16000))
     want = [row["text"] for row in predict(model, *asked)]
 
-    def scarce(model, examples, trie, **options):
+    def scarce(model, examples, tries, **options):
         if len(examples) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return log_likelihoods(model, examples, trie, **options)
+        return log_likelihoods(model, examples, tries, **options)
 
     monkeypatch.setattr("trainer.evaluate.log_likelihoods", scarce)
     assert [row["text"] for row in predict(model, *asked)] == want
@@ -138,9 +139,9 @@ def test_only_labels_are_scored(world):
     job = {"name": "t", "base": str(world[0]), "language": "en", "data": {"speech": "speech"}}
     spec = parse_job({**job, "evaluate": {"decode": {"method": "likelihood"}}, "tasks": [{
         "name": "tone", "instruction": {"en": "Which tone?"}, "answer": "text"}]})  # fmt: skip
-    with pytest.raises(SpecError, match=r"evaluate\.decode\.method: scores labels, and task tone answers text"):
+    with pytest.raises(SpecError, match=r"decode\.method: scores labels or choices, and task tone answers text"):
         read_and_resolve(spec, [world[1]])
-    with pytest.raises(SpecError, match="scores every label; leave beams and constrain out"):
+    with pytest.raises(SpecError, match="scores every label or choice; leave beams and constrain out"):
         parse_job({**job, "evaluate": {"decode": {"method": "likelihood", "beams": 3}}})
 
 
@@ -149,4 +150,4 @@ def test_a_window_of_attention_is_refused(model, monkeypatch):
     monkeypatch.setattr(config, "layer_types", ["full_attention", "sliding_attention"])
     monkeypatch.setattr(config, "sliding_window", 16)
     with pytest.raises(SpecError, match="attends to a window only"):
-        log_likelihoods(model, [spoken(model, 0)], Trie({"a": (5,)}))
+        log_likelihoods(model, [spoken(model, 0)], [Trie({"a": (5,)})])

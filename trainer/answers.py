@@ -24,8 +24,8 @@ def render(label: Label, task: "Task") -> str:
     json: one line, `{"intent": ..., "slots": {type: value}}`; slots in schema order (or in order of first
     appearance with `slot_order: as_given`), absent slots left out, a repeated type holds a list of its values
     in the order given. A task without slots has no "slots" key, a label without intent no "intent" key.
-    label: the name. label_set: the names in menu order, joined by ", ". text: the text, the first of several. Raises
-    ValueError when the label does not fit the task.
+    label and choice: the name. label_set: the names in menu order, joined by ", ". text: the text, the first of
+    several. Raises ValueError when the label does not fit the task.
     """
     if task.answer == "json":
         return json.dumps(_json_object(label, task), ensure_ascii=False)
@@ -43,7 +43,7 @@ def render(label: Label, task: "Task") -> str:
         label = label[0]
     if not isinstance(label, str):
         raise ValueError(f"task '{task.name}': answer '{task.answer}' needs a string, got {label!r}")
-    return label.strip() if task.answer == "text" else _known(label, task.labels, task, "label")
+    return label.strip() if task.answer == "text" else _known(label, task.labels, task, task.answer)
 
 
 def parse(text: str, task: "Task") -> tuple[Label | None, bool]:
@@ -52,16 +52,16 @@ def parse(text: str, task: "Task") -> tuple[Label | None, bool]:
     Spaces around the output, a label or a slot value are ignored; everything else is strict and
     case-sensitive. json is invalid when it is not exactly one JSON object, has unknown or repeated keys,
     lacks an intent that the task requires, or names an unknown intent, slot type or (closed slot) value;
-    values are non-empty strings or non-empty lists of them. label and label_set are invalid on any name
-    outside the menu; a repeated name in a set counts once. text is always valid (an empty text is an empty
+    values are non-empty strings or non-empty lists of them. label, label_set and choice are invalid on any name
+    outside the list; a repeated name in a set counts once. text is always valid (an empty text is an empty
     hypothesis). Never raises on any `text`.
     """
     try:
         text.encode()  # a lone surrogate could not be stored with the predictions
         if task.answer == "text":
             return text.strip(), True
-        if task.answer == "label":
-            return _known(text, task.labels, task, "label"), True
+        if task.picks_one:
+            return _known(text, task.labels, task, task.answer), True
         if task.answer == "label_set":
             names = [_known(name, task.labels, task, "label") for name in text.split(",")]
             return in_menu_order(names, task), True
@@ -74,9 +74,10 @@ def instruction(
     task: "Task", language: str, question: str | None = None, demonstrations: Sequence[str] = ()
 ) -> str:
     """The task's instruction in `language` (then its base language, then 'en'), with the menu when
-    `task.menu`, below it the demonstrations, and then the utterance's own `question`.
+    `task.menu`, below it the demonstrations, and then the utterance's own `question` and choices.
 
-    The menu lists labels, intents and slots with their definitions; closed slots list their values.
+    The menu lists labels, intents and slots with their definitions; closed slots list their values. Choices are no
+    part of it: they differ from row to row, and stand last, behind all that rows have in common.
     Raises ValueError when no instruction fits.
     """
     for key in (language, language.split("-")[0].split("_")[0], "en"):
@@ -88,20 +89,27 @@ def instruction(
             f"task '{task.name}' has no instruction in '{language}' nor in 'en' "
             f"(it has: {', '.join(task.instruction)}); add one of them"
         )
-    menu = _menu(task) if task.menu else ()
-    return "\n".join([text, *menu, *demonstrations, *([question] if question else ())])
+    menu = _menu(task) if task.menu and task.answer != "choice" else ()
+    return "\n".join([text, *menu, *demonstrations, *([question] if question else ()), *_choices(task)])
 
 
 def demonstration(text: str, label: Label, task: "Task", question: str | None = None) -> str:
     """A labelled text as an instruction shows it, on a line each."""
     asked = [f"Question: {question}"] if question else []
-    return "\n".join([f"Input: {' '.join(text.split())}", *asked, f"Answer: {render(label, task)}"])
+    shown = [f"Input: {' '.join(text.split())}", *asked, *_choices(task)]
+    return "\n".join([*shown, f"Answer: {render(label, task)}"])
 
 
 def in_menu_order(names: list[str], task: "Task") -> list[str]:
     """The distinct names in the order of `task.labels` (alphabetical when the task lists none)."""
     distinct = set(names)
     return [n for n in task.labels if n in distinct] if task.labels else sorted(distinct)
+
+
+def _choices(task: "Task") -> list[str]:
+    """The choices of the utterance that the task is put to, a line each: they may be sentences."""
+    wanted = task.menu and task.answer == "choice" and task.labels
+    return ["Choices:", *(f"- {name}" for name in task.labels or ())] if wanted else []
 
 
 def _menu(task: "Task") -> list[str]:

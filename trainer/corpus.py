@@ -282,6 +282,7 @@ def _guarded(n: int, ref: str, roots: Roots, trained: Fields) -> Guarded:
     if missing := sorted({u.task for u in found.rows} - set(known)):
         message = f"its rows name the task '{missing[0]}', which is not defined; put a task.yaml beside the manifest"
         raise problem(field, message, ref)
+    _own_choices(found, known)
     no_leak(trained, found, "guard")
     return Guarded(found, {u.task: known[u.task] for u in found.rows})
 
@@ -318,4 +319,20 @@ def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
             f"rows name the task '{missing[0]}', which is not defined; write it out in tasks, or put a task.yaml "
             f"beside the manifest; known: {', '.join(sorted(tasks) or sorted(known))}",
         )
+    for source in read:
+        _own_choices(source, tasks)
     return {name: tasks[name] for name in tasks if name in wanted}
+
+
+def _own_choices(found: SourceRows, tasks: dict[str, Task]) -> None:
+    """UnfitDataError for a row with choices of its own whose task takes none, or without any where it asks for one."""
+    asking = {name for name, task in tasks.items() if task.answer == "choice"}
+    odd = next((u for u in found.rows if (u.task in asking) != (u.choices is not None)), None)
+    if odd is None:
+        return
+    if odd.choices is None:
+        message = f"row {odd.id} of {found.ref} has no choices, of which it asks for one; list them"
+    else:
+        message = f"row {odd.id} of {found.ref} has choices, which only choice takes; leave them out, or use choice"
+    more = f"{message} (`attune validate {found.ref}` names every such row)"
+    raise problem(f"tasks.{odd.task}.answer", more, tasks[odd.task].answer, UnfitDataError)

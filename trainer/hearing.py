@@ -161,8 +161,8 @@ def _wer_words(wer: float, span: tuple[float, float] | None, languages: str, n: 
 
 def _probed(features: Features, sample: Sequence[Utterance], task: Task, seed: int) -> Hearing:
     n = len(sample)
-    if task.answer == "text" or n < FEWEST:
-        why = "a text answer cannot be probed" if task.answer == "text" else f"{n} are too few for a probe"
+    if (free := task.answer in ("text", "choice")) or n < FEWEST:
+        why = f"an answer of the form {task.answer} cannot be probed" if free else f"{n} are too few for a probe"
         return Hearing(
             None, None, None, None, n, None, "frozen",
             f"no transcripts, and {why}: nothing is known about what the base hears. Transcribe some recordings "

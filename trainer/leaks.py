@@ -49,7 +49,7 @@ def _same_recording(
         if where != row.split:
             remedy = f"the same recording is {first.id!r} in {where}; keep one of them"
             yield line, row, "error", "same_audio_in_splits", "audio", row.audio, remedy
-        elif first.question == row.question:  # several questions about one passage are meant
+        elif (first.question, first.choices) == (row.question, row.choices):  # several about one passage are meant
             remedy = f"the same recording as {first.id!r}; keep one unless it is meant to count twice"
             yield line, row, "warning", "same_audio_twice", "audio", row.audio, remedy
 
@@ -126,7 +126,7 @@ def _copies_of_text(rows: Sequence[Utterance], lines: Sequence[int]) -> Iterator
         if not row.text or row.audio:
             continue
         texts += 1
-        first_line, first = first_with.setdefault((row.task, row.split, *said(row)), (line, row))
+        first_line, first = first_with.setdefault((row.task, row.split, row.choices, *said(row)), (line, row))
         if first is row:
             continue
         if row.label != first.label:

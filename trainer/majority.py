@@ -44,8 +44,11 @@ def parts_of(rows: Sequence[Utterance], task: Task, *, whole_sets: bool = False)
     """A row's answer cut into what separate classifiers can say: {part: [value per row]}.
 
     label: {'label': names}. label_set: presence per label, or with `whole_sets` {'label': tuples}. json: 'intent'
-    where there is one, and per slot the tuple of its values in the row. ValueError when there are no rows.
+    where there is one, and per slot the tuple of its values in the row. ValueError when there are no rows, and for
+    choices, which are each row's own.
     """
+    if task.answer == "choice":
+        raise ValueError(f"task '{task.name}': what is right of a row's own choices no other row says; leave it out")
     if not rows:
         raise ValueError(f"task '{task.name}': no training rows, so there is no baseline to learn")
     labels: list[Any] = [reference(u, task) for u in rows]

@@ -10,7 +10,7 @@ from trainer.metrics import count, named
 from trainer.rng import permutation
 from trainer.spec import Task
 from trainer.store import Store
-from trainer.tokens import reference
+from trainer.tokens import own_task, reference
 
 Row = dict[str, Any]
 FOLLOWING = "definition_following"
@@ -28,11 +28,11 @@ def prediction(
     names: Names | None = None,
 ) -> Row:
     """One row of predictions.jsonl (decisions, section 8). `heard`: the transcript that a cascade answered.
-    `confidence`: probability of the answer among all labels, where labels are scored by likelihood. `names`: under
-    which labels were shown; `parsed` has their real ones. `duration_s` is the manifest's, `normaliser` (text answers)
-    what error rates were counted after."""
+    `confidence`: probability of the answer among all labels or choices, where these are scored by likelihood. `names`:
+    under which labels were shown; `parsed` has their real ones. `duration_s` is the manifest's, `normaliser` (text
+    answers) what error rates were counted after."""
     label = reference(utterance, task)
-    parsed, valid = answers.parse(text, names.task if names else task)
+    parsed, valid = answers.parse(text, own_task(utterance, names.task if names else task))
     parsed = names.back(parsed) if names else parsed
     row = {
         "utterance": utterance.id,

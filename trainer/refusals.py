@@ -247,7 +247,7 @@ def refuse_decoding(spec: JobSpec, tested: Sequence[Task]) -> None:
     if spec.evaluate.decode.constrain and all(task.answer == "text" for task in tested):
         message = "the test asks for text, which nothing limits; leave constrain out"
         raise problem("evaluate.decode.constrain", message, True)
-    method, open_ = spec.evaluate.decode.method, [task for task in tested if task.answer != "label"]
+    method, open_ = spec.evaluate.decode.method, [task for task in tested if not task.picks_one]
     if method != "generate" and open_:
-        message = f"scores labels, and task {open_[0].name} answers {open_[0].answer}; use generate"
+        message = f"scores labels or choices, and task {open_[0].name} answers {open_[0].answer}; use generate"
         raise problem("evaluate.decode.method", message, method)

@@ -257,12 +257,16 @@ def _one_answer(spec: JobSpec, corpus: Corpus) -> JobSpec:
     if isinstance(spec.recipe, Untuned):
         return spec
     assert corpus.test is not None
+    asked = {corpus.tasks[u.task].answer: u.task for u in corpus.test.rows}
     if isinstance(spec.recipe, LinearProbe):
         if not all(u.audio for u in corpus.test.rows):
             raise problem("recipe", "a linear probe answers recordings, which the test has not", "linear_probe")
-        if free := sorted({u.task for u in corpus.test.rows if corpus.tasks[u.task].answer == "text"}):
-            message = f"a linear probe cannot answer text, which task {', '.join(free)} asks for"
+        if "text" in asked:
+            message = f"a linear probe cannot answer text, which task {asked['text']} asks for"
             raise problem("recipe", message, "linear_probe")
+    if "choice" in asked:
+        message = f"learns from labels of other rows, and those of task {asked['choice']} have choices of their own"
+        raise problem("recipe", f"{spec.recipe.name} {message}; compare with untuned", spec.recipe.name)
     alike = {"text_twin": False, "demos": Demos(), "labels": "regular", "symbols": None}  # it reads no prompt
     return spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update=alike)})
 

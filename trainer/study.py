@@ -180,9 +180,9 @@ def _controls(study: StudySpec, jobs: list[tuple[str, JobSpec]], read: Read) -> 
     schemes = {j.recipe.scheme for _, j in jobs if isinstance(j.recipe, LimitedSpeech)}
     learns = any(_corpus(j, read).counts().get("speech") for _, j in jobs) and schemes != {"text_only"}
     applies: dict[Control, bool] = {
-        "majority": True,
+        "majority": "choice" not in forms,
         "untuned": heard,
-        "linear_probe": heard and learns and "text" not in forms,
+        "linear_probe": heard and learns and not forms & {"text", "choice"},
         "cascade": heard and "text_only" in schemes and job.tuning.method == "lora",
         "exposure_matched": "curriculum" in schemes,
     }

@@ -20,10 +20,11 @@ def subset(rows: list[Utterance], data: Data, field: str) -> list[Utterance]:
         return first(rows, math.ceil(data.speech_fraction * len(rows) - 1e-9), data.subset_seed, field, "recordings")
     kept, seen = set(), defaultdict(int)
     for row in _in_order(rows, data.subset_seed):
-        if not isinstance(row.label, str):
+        if not isinstance(row.label, str) or row.choices:
+            what = "chooses among answers of its own" if row.choices else "has no single label"
             raise problem(
                 "data.speech_per_label",
-                f"row {row.id} of {field} has no single label; use speech_fraction",
+                f"row {row.id} of {field} {what}; use speech_fraction",
                 data.speech_per_label,
             )
         if seen[row.label] < data.speech_per_label:

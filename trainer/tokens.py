@@ -184,7 +184,7 @@ class Tokens:
         else:
             text = transcript(utterance)
             prompt = len(self.prompt_ids(instruction, text, task.prompt_order, name=utterance.id))
-        answer = len(self.answer_ids(answers.render(reference(utterance, task), task)))
+        answer = len(self.answer_ids(right_answer(utterance, task)))
         self.check_length(prompt, answer, name=utterance.id)
         return prompt, answer, audio
 
@@ -199,16 +199,31 @@ def reference(utterance, task):
     raise DataError(f"utterance {utterance.id}: no label, so task {task.name!r} has nothing to learn or to score")
 
 
+def own_task(utterance, task):
+    """The task as it is put to one utterance: with answer `choice` the utterance's own choices are its labels."""
+    if task.answer != "choice":
+        return task
+    if not utterance.choices:
+        raise DataError(f"utterance {utterance.id}: no choices, of which task {task.name!r} asks for one; list them")
+    return task.model_copy(update={"labels": list(utterance.choices)})
+
+
+def right_answer(utterance, task) -> str:
+    """What is to be written; ValueError where the label is none of the task's."""
+    return answers.render(reference(utterance, task), own_task(utterance, task))
+
+
 def asked(utterance, task, demonstrations: Sequence[str] = ()) -> str:
-    """The task's instruction, demonstrations and, where this is the utterance's task, its own question: a cascade
-    transcribes first."""
+    """The task's instruction, demonstrations and, where this is the utterance's task, its own question and choices: a
+    cascade transcribes first."""
     question = utterance.question if utterance.task == task.name else None
-    return answers.instruction(task, utterance.language, question, demonstrations)
+    return answers.instruction(own_task(utterance, task), utterance.language, question, demonstrations)
 
 
 def demonstration(utterance, task) -> str:
-    """An utterance as `asked` shows it before another one: transcript, its question and the right answer."""
-    return answers.demonstration(transcript(utterance), reference(utterance, task), task, utterance.question)
+    """An utterance as `asked` shows it before another one: transcript, its question and choices, the right answer."""
+    label, own = reference(utterance, task), own_task(utterance, task)
+    return answers.demonstration(transcript(utterance), label, own, utterance.question)
 
 
 def transcript(utterance) -> str:

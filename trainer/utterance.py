@@ -51,6 +51,9 @@ class Utterance:
     """Whatever else the source knows; nothing here changes training."""
     question: str | None = None
     """What is asked about this utterance, below the task's instruction (question answering)."""
+    choices: tuple[str, ...] | None = None
+    """The answers that this utterance's own one is among (tasks with `answer: choice`): two or more, all different; the
+    label is one of them to the letter."""
 
 
 _FIELDS = [f.name for f in fields(Utterance)]
@@ -70,7 +73,7 @@ def utterance(row: Any, folder: str = "") -> Utterance:
         key, task, language, split = row["id"], row["task"], row["language"], row["split"]
         text, label, audio, speaker = get("text"), get("label"), get("audio"), get("speaker")
         duration, offset, words, meta = get("duration_s"), get("offset_s", 0.0), get("words"), get("meta")
-        question = get("question")
+        question, choices = get("question"), get("choices")
         sane = (
             type(key) is type(task) is type(language) is type(split) is str
             and key and task and language and split
@@ -83,6 +86,7 @@ def utterance(row: Any, folder: str = "") -> Utterance:
             and (words is None or (type(words) is list and faulty(words) is None))
             and (meta is None or type(meta) is dict)
             and (question is None or (type(question) is str and question))
+            and (choices is None or unfit(choices, label) is None)
             and row.keys() <= _FIELD_SET
         )  # fmt: skip
     except (KeyError, AttributeError):
@@ -101,6 +105,8 @@ def utterance(row: Any, folder: str = "") -> Utterance:
         row["offset_s"] = float(offset)
     if words is not None:
         row["words"] = tuple(words)
+    if choices is not None:
+        row["choices"] = tuple(choices)
     return Utterance(**row)
 
 
@@ -118,6 +124,20 @@ def _is_label(label: Any) -> bool:
         if type(slot.get("type")) is not str or type(slot.get("value")) is not str:
             return False
     return True
+
+
+def unfit(choices: Any, label: Any) -> str | None:
+    """Why an utterance cannot choose its label among these; None where it can, or where its label is unknown."""
+    if type(choices) not in (list, tuple) or len(choices) < 2:
+        return "must be a list of two answers or more"
+    if not all(type(choice) is str and choice and choice == choice.strip() for choice in choices):
+        return "every answer must be a string that is not empty and has no spaces around it"
+    if len(set(choices)) < len(choices):
+        twice = next(choice for n, choice in enumerate(choices) if choice in choices[:n])
+        return f"{twice!r} stands there twice; leave one out"
+    if label is not None and label not in choices:
+        return f"the label {label!r} is none of them; write one of them to the letter as label, or add it"
+    return None
 
 
 def _explain(row: Any) -> ManifestError:
@@ -159,6 +179,9 @@ def _explain(row: Any) -> ManifestError:
         return ManifestError(f"field 'words': {wrong}", field="words")
     if not isinstance(row.get("meta"), dict | None):
         return say("meta", "must be an object")
+    label_fits = isinstance(row.get("label"), str | None) or _is_label(row["label"])
+    if row.get("choices") is not None and label_fits and (wrong := unfit(row["choices"], row.get("label"))):
+        return say("choices", wrong)
     return say("label", 'must be a string, a list of strings, or {"intent", "slots": [{"type", "value"}]}')
 
 
@@ -169,7 +192,8 @@ _SORTED = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 def to_json(row: Utterance, root: str | os.PathLike[str] | None = None) -> str:
     """The canonical line of a row (no newline): fixed field order, audio relative to `root` if inside.
 
-    `offset_s`, `words`, `meta` and `question` are left out when empty; every other field is written, null if unknown.
+    `offset_s`, `words`, `meta`, `question` and `choices` are left out when empty; every other field is written, null
+    if unknown.
     """
     label: Label = row.label
     if isinstance(label, dict):
@@ -180,11 +204,12 @@ def to_json(row: Utterance, root: str | os.PathLike[str] | None = None) -> str:
         "label": label, "audio": relative_audio(row.audio, root), "duration_s": row.duration_s,
         "speaker": row.speaker,
     })  # fmt: skip
-    if row.offset_s or row.words or row.meta or row.question:
+    if row.offset_s or row.words or row.meta or row.question or row.choices:
         extra: dict[str, Any] = {"offset_s": row.offset_s} if row.offset_s else {}
         extra |= {"words": list(row.words)} if row.words else {}
         extra |= {"meta": row.meta} if row.meta else {}
         extra |= {"question": row.question} if row.question else {}
+        extra |= {"choices": list(row.choices)} if row.choices else {}
         line = f"{line[:-1]},{_SORTED(extra)[1:]}"
     return line
 

@@ -20,6 +20,7 @@ from trainer.manifest import ManifestError, Utterance, locate, read_numbered
 from trainer.recordings import Recording, examine
 from trainer.spec import Task
 from trainer.streamed import address
+from trainer.utterance import unfit
 from trainer.words import places
 
 Severity = Literal["error", "warning", "note"]
@@ -27,6 +28,8 @@ Severity = Literal["error", "warning", "note"]
 MOSTLY_SILENT = 0.9
 CLIPPED = 0.001
 SHORTEST_S = 0.1
+FEWEST_PLACES = 5
+"""Rows whose right choice stands at one place before that is no chance."""
 TOLERANCE_S, TOLERANCE_SHARE = 0.1, 0.05
 """A stated duration may differ by 0.1 s or 5 %, whichever is more (containers round, codecs pad)."""
 
@@ -142,7 +145,7 @@ def validate(
     for line, row, *said in leaks(rows, lines, heard, other_splits or {}):
         report.add(Issue(line, row.id if row else "", *said), limit)  # type: ignore[arg-type]
     _sum_up(report, rows, heard, task)
-    for severity, code, name, value, remedy in _rate_issues(rows, heard):
+    for severity, code, name, value, remedy in (*_rate_issues(rows, heard), *_place_issues(rows)):
         report.add(Issue(None, "", severity, code, name, value, remedy), limit)
     report.issues.sort(key=lambda issue: issue.line or 0)
     return report
@@ -179,7 +182,7 @@ def _label_counts(rows: Sequence[Utterance], task: Task | Mapping[str, Task] | N
     counts: Counter[str] = Counter()
     for row in rows:
         own = next(iter(tasks.values())) if isinstance(task, Task) else tasks.get(row.task)
-        if own is None or own.answer == "text":
+        if own is None or own.answer in ("text", "choice"):
             continue
         counts.update(dict.fromkeys(own.labels or own.intents or (), 0))
         match row.label:
@@ -267,6 +270,9 @@ def _label_issues(row: Utterance, task: Task | Mapping[str, Task] | None) -> Ite
             return
         task = task[row.task]
     label = row.label
+    if row.choices is not None and task.answer != "choice":
+        remedy = f"task {task.name} answers {task.answer}, which takes none; leave them out, or use answer: choice"
+        yield "error", "choices_unused", "choices", row.choices, remedy
     if task.answer == "text":
         if label is None and row.text is None:
             yield "error", "no_label", "text", None, "a transcript is the answer here; write it or drop the row"
@@ -274,6 +280,11 @@ def _label_issues(row: Utterance, task: Task | Mapping[str, Task] | None) -> Ite
         yield "error", "no_label", "label", None, f"task {task.name} needs a label; write it or drop the row"
     elif task.answer == "label":
         yield from _closed(label, task.labels, "label", "one label")
+    elif task.answer == "choice":
+        if row.choices is None:
+            yield "error", "no_choices", "choices", None, f"task {task.name} asks for one of the row's own; list them"
+        elif wrong := unfit(row.choices, label):  # of rows that come from elsewhere than a manifest
+            yield "error", "label_outside", "choices", row.choices, wrong
     elif task.answer == "label_set":
         if not isinstance(label, list):
             yield "error", "label_form", "label", label, f"task {task.name} needs a list of labels"
@@ -295,6 +306,14 @@ def _closed(value: Any, known: Iterable[str] | None, name: str, what: str) -> It
         yield "error", "label_form", name, value, f"needs {what}"
     elif known is not None and value not in known:
         yield "error", "label_outside", name, value, _near(value, known)
+
+
+def _place_issues(rows: Sequence[Utterance]) -> Iterator[Finding]:
+    """Choices of the data set as a whole: as a list in the prompt they must not say by their order which is right."""
+    places = [row.choices.index(row.label) for row in rows if row.choices and row.label in row.choices]
+    if len(places) >= FEWEST_PLACES and len(set(places)) == 1:
+        remedy = f"the right one is number {places[0] + 1} in all {len(places)} rows: a menu tells it; shuffle them"
+        yield "warning", "choices_in_order", "choices", None, remedy
 
 
 def _recording_issues(row: Utterance, recording: Recording, alone: bool) -> Iterator[Finding]:

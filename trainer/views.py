@@ -17,7 +17,7 @@ from trainer.predictions import limited
 from trainer.rng import philox
 from trainer.spec import Task, builtin_tasks
 from trainer.stage import Interleaved, Labels, Plain, Stage, Transcribe, Twin, View
-from trainer.tokens import AudioShape, DataError, Tokens, asked, demonstration, reference, transcript
+from trainer.tokens import AudioShape, DataError, Tokens, asked, demonstration, right_answer, transcript
 
 TEXT, SPEECH = "text", "speech"
 VIEWS = (TEXT, SPEECH)
@@ -110,7 +110,7 @@ def _example(utterance, view, task, tokens, recordings, supervised, content, dem
     prompt = tokens.prompt_ids(instruction, shown, task.prompt_order, name=name)
     answer: tuple[int, ...] = ()
     if supervised:
-        answer = tokens.answer_ids(answers.render(reference(utterance, task), task))
+        answer = tokens.answer_ids(right_answer(utterance, task))
     tokens.check_length(len(prompt), len(answer), name=name)
     return Example(utterance.id, prompt, answer, wave, answers.instruction(task, utterance.language))
 

@@ -105,7 +105,7 @@ def _record(number: int, row: Utterance) -> Record:
     meta: dict[str, Any] = dict(row.meta or {})
     return Record(
         number, id=row.id, text=row.text, label=row.label, split=row.split, language=row.language,
-        question=row.question, meta=meta,
+        question=row.question, choices=row.choices, meta=meta,
     )  # fmt: skip
 
 

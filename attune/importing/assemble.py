@@ -106,7 +106,7 @@ def _utterance(r: Record, id: str, task: Task, language: str | None, pattern: re
     return Utterance(
         id, task.name, r.language or language or "", r.split or "", r.text, r.label,
         None if r.audio is None else str(Path(r.audio).absolute()), r.offset_s, r.duration_s, speaker,
-        words=r.words, meta=r.meta or None, question=r.question,
+        words=r.words, meta=r.meta or None, question=r.question, choices=r.choices,
     )  # fmt: skip
 
 

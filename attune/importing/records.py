@@ -35,6 +35,7 @@ class Record:
     duration_s: float | None = None
     words: tuple[dict[str, Any], ...] | None = None
     question: str | None = None
+    choices: tuple[str, ...] | None = None
     file: str = ""
     """Which file of the source, where there are several."""
     meta: dict[str, Any] = field(default_factory=dict)
@@ -92,6 +93,7 @@ def _record(
     elif slot_columns:
         slots += [{"type": c, "value": v} for c in slot_columns if (v := _string(row.cells.get(c)))]
     record.label = _label(row, roles, names, slots if inline or slot_columns else None)
+    record.choices = _choices(cell("choices"), roles.get("choices"))
     if "split" in roles:
         given = _string(cell("split"))
         record.split = split_name(given or "")
@@ -130,7 +132,8 @@ def _seconds(value: Any, column: str | None) -> float | None:
 
 def check_storable(record: Record) -> None:
     """ValueError where a value has no place in a JSON line: it must not stop the rows beside it."""
-    values = {"id": record.id, "text": record.text, "speaker": record.speaker, "label": record.label, **record.meta}
+    values = {"id": record.id, "text": record.text, "speaker": record.speaker, "label": record.label}
+    values |= {"choices": record.choices, **record.meta}
     for name, value in values.items():
         try:
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -163,6 +166,20 @@ def _label(
     if column and text is None:
         raise ValueError(f"no label in column {column!r}")
     return text if slots is None else {"intent": text, "slots": slots}
+
+
+def _choices(value: Any, column: str | None) -> tuple[str, ...] | None:
+    """A cell of choices: a list, or a list as JSON; the label is one of them."""
+    if _empty(value):
+        return None
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list):
+        form = 'a list of answers, in a table as JSON: ["one", "other"]'
+        raise ValueError(f"{column} {value!r}: must be {form}; or say --choices - where these are none")
+    return tuple(_string(item) or "" for item in found)
 
 
 class AudioFinder:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from trainer.decoding.constrain import Constraint
+from trainer.decoding.constrain import Constraint, State
 from trainer.decoding.prompts import Prompts
 
 
@@ -12,14 +12,14 @@ class Beam(NamedTuple):
     """A hypothesis that may go on."""
 
     words: list[int]
-    state: int
+    state: State
     """Of the constraint."""
 
 
 class Row:
     """The hypotheses of one prompt."""
 
-    def __init__(self, start: int, beams: int):
+    def __init__(self, start: State, beams: int):
         self.open = [Beam([], start)] * beams
         self.finished: list[tuple[float, list[int]]] = []
         """(score, words), the best first."""
@@ -33,7 +33,8 @@ def beam(prompts: Prompts, beams: int, max_new_tokens: int, constraint: Constrai
     the end token counted. A row is done when it has `beams` finished hypotheses and no open one scores better than
     the worst of them; where `max_new_tokens` cut it, the open hypotheses compete as they are."""
     device, width = prompts.mask.device, len(prompts.stops) + 1
-    rows = [Row(constraint.start if constraint else 0, beams) for _ in range(prompts.rows)]
+    starts = constraint.starts(prompts.rows) if constraint else [(0, 0)] * prompts.rows
+    rows = [Row(start, beams) for start in starts]
     going = rows
     step_scores = prompts.next().repeat_interleave(beams, 0)
     prompts.select(torch.arange(prompts.rows, device=device).repeat_interleave(beams))

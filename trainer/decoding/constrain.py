@@ -1,5 +1,6 @@
 """Constrained decoding: only tokens that go on to an answer of the task, and that still leave room to end it."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from trainer.decoding.grammar import Grammar
 from trainer.decoding.vocabulary import Vocabulary, vocabulary_of
 from trainer.fields import problem
 from trainer.spec import Task
+from trainer.tokens import DataError
 
 
 class Automaton(Protocol):
@@ -39,8 +41,8 @@ class Trie:
     """Closed answers by their token ids as they are trained on, common beginnings once.
 
     A state is a node, numbered from the root, which is 0, so that parents have lower numbers. Attributes: `answers`
-    (their names, in the order given) and, by node, `children` (node by token), `names` (the answer that ends there,
-    None where none does), `parents`, `tokens` (the last one) and `depths` (how many there are).
+    (their names, in the order given), `leaves` (where each ends) and, by node, `children` (node by token), `names` (the
+    answer that ends there, None where none does), `parents`, `tokens` (the last one) and `depths` (how many there are).
     """
 
     start = 0
@@ -50,6 +52,7 @@ class Trie:
         self.children: list[dict[int, int]] = [{}]
         self.names: list[str | None] = [None]
         self.parents, self.tokens, self.depths = [0], [0], [0]
+        self.leaves: list[int] = []
         for name, ids in closed.items():
             node = 0
             for token in ids:
@@ -62,6 +65,7 @@ class Trie:
                     self.depths.append(self.depths[node] + 1)
                 node = self.children[node][token]
             self.names[node] = name
+            self.leaves.append(node)
         self._needs = [0] * len(self.children)
         for node in reversed(range(len(self.children))):
             if self.names[node] is None:
@@ -100,58 +104,79 @@ class Written:
         return self._needs[state]
 
 
-class Constraint:
-    """What a search asks before every token: `start`, `after` and `restrict`."""
+State = tuple[int, int]
+"""Number of an automaton, and its own state."""
 
-    def __init__(self, automaton: Automaton, stops: set[int], max_new_tokens: int, task: str):
-        self.automaton, self.stops = automaton, sorted(stops)
-        self.start, self.after = automaton.start, automaton.after
-        self._edges: dict[int, dict[int, np.ndarray]] = {}
-        self._masks: dict[tuple[int, int], torch.Tensor] = {}
-        if (need := automaton.need(automaton.start)) > max_new_tokens:
+
+class Constraint:
+    """What a search asks before every token: `starts`, `after` and `restrict`. Automata: one for all rows, or one for
+    each."""
+
+    def __init__(self, automata: Sequence[Automaton], stops: set[int], max_new_tokens: int, task: str):
+        self.automata, self.stops = automata, sorted(stops)
+        self._edges: dict[State, dict[int, np.ndarray]] = {}
+        self._masks: dict[tuple[State, int], torch.Tensor] = {}
+        if (need := max(automaton.need(automaton.start) for automaton in automata)) > max_new_tokens:
             message = f"the shortest answer of task {task} takes {need} tokens; give at least as many"
             raise problem("evaluate.decode.max_new_tokens", message, max_new_tokens)
 
-    def restrict(self, scores: torch.Tensor, states: Sequence[int], left: int) -> torch.Tensor:
+    def starts(self, rows: int) -> list[State]:
+        """The state of each row before its first token."""
+        every = [(n, automaton.start) for n, automaton in enumerate(self.automata)]
+        return every if len(every) > 1 else every * rows
+
+    def after(self, state: State, token: int) -> State:
+        """The state after an allowed token."""
+        n, own = state
+        return n, self.automata[n].after(own, token)
+
+    def restrict(self, scores: torch.Tensor, states: Sequence[State], left: int) -> torch.Tensor:
         """scores (rows, vocabulary) with -inf where a row's state does not allow the token. left: tokens that may
         still be written, this one counted."""
         allowed = torch.stack([self._mask(state, left, scores) for state in states])
         return scores.masked_fill(~allowed, -torch.inf)
 
-    def _mask(self, state: int, left: int, scores: torch.Tensor) -> torch.Tensor:
+    def _mask(self, state: State, left: int, scores: torch.Tensor) -> torch.Tensor:
+        automaton, own = self.automata[state[0]], state[1]
         if state not in self._edges:
-            self._edges[state] = self.automaton.edges(state)
+            self._edges[state] = automaton.edges(own)
         edges = self._edges[state]
-        key = (state, min(left, 1 + max((self.automaton.need(to) for to in edges), default=0)))
+        key = (state, min(left, 1 + max((automaton.need(to) for to in edges), default=0)))
         if key not in self._masks:
             mask = torch.zeros(scores.shape[-1], dtype=torch.bool)
             for to, tokens in edges.items():
-                if self.automaton.need(to) < left:
+                if automaton.need(to) < left:
                     mask[torch.from_numpy(tokens)] = True
-            if self.automaton.ends(state):
+            if automaton.ends(own):
                 mask[self.stops] = True
             self._masks[key] = mask.to(scores.device)
         return self._masks[key]
 
 
-def constraint_of(task: Task, model, max_new_tokens: int) -> Constraint | None:
-    """What limits the answers to a task; None where any text is one. SpecError where no answer fits into
-    `max_new_tokens`, BaseError for a tokenizer whose tokens are not known as bytes."""
-    tokens = model.tokens
+def constraint_of(tasks: Sequence[Task], model, max_new_tokens: int) -> Constraint | None:
+    """What limits the answers to a task, which is given once for all rows, or as it is put to each (`own_task`); None
+    where any text is one. SpecError where no answer fits into `max_new_tokens`, BaseError for a tokenizer whose tokens
+    are not known as bytes."""
+    tokens, task = model.tokens, tasks[0]
     if task.answer == "text":
         return None
-    if task.answer == "label":
-        closed = closed_answers(task, tokens)
-        name, longest = max(closed.items(), key=lambda item: len(item[1]))
+    if task.picks_one:
+        every = [closed_answers(own, tokens) for own in tasks]
+        name, longest = max((item for closed in every for item in closed.items()), key=lambda item: len(item[1]))
         if len(longest) > max_new_tokens:
-            message = f"label '{name}' of task {task.name} takes {len(longest)} tokens; give at least as many"
+            message = f"{task.answer} '{name}' of task {task.name} takes {len(longest)} tokens; give at least as many"
             raise problem("evaluate.decode.max_new_tokens", message, max_new_tokens)
-        return Constraint(Trie(closed), tokens.stops, max_new_tokens, task.name)
+        return Constraint([Trie(closed) for closed in every], tokens.stops, max_new_tokens, task.name)
     vocabulary = vocabulary_of(model.folder)
     grammar = Grammar(task, spaced=vocabulary.spaced)
-    return Constraint(Written(grammar, vocabulary), tokens.stops, max_new_tokens, task.name)
+    return Constraint([Written(grammar, vocabulary)], tokens.stops, max_new_tokens, task.name)
 
 
 def closed_answers(task: Task, tokens) -> dict[str, tuple[int, ...]]:
-    """Ids of every label of a task, as they are trained on, the end left out."""
-    return {name: tokens.answer_ids(answers.render(name, task))[:-1] for name in task.labels or []}
+    """Ids of every label of a task, or choice of one that is put to a row, as they are trained on, the end left out.
+    DataError where two have the same."""
+    found = {name: tokens.answer_ids(answers.render(name, task))[:-1] for name in task.labels or []}
+    if len(set(found.values())) < len(found):
+        one, other = next((a, b) for a, b in itertools.combinations(found, 2) if found[a] == found[b])
+        raise DataError(f"task {task.name}: {one!r} and {other!r} are the same to the base's tokenizer; reword one")
+    return found

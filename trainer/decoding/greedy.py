@@ -10,7 +10,7 @@ def greedy(prompts: Prompts, max_new_tokens: int, constraint: Constraint | None 
     """Answer ids per row, without the end token."""
     out: list[list[int]] = [[] for _ in range(prompts.rows)]
     going = list(range(prompts.rows))
-    states = [constraint.start if constraint else 0 for _ in going]
+    states = constraint.starts(prompts.rows) if constraint else [(0, 0)] * prompts.rows
     for left in range(max_new_tokens, 0, -1):
         scores = prompts.next()
         if constraint is not None:

@@ -68,18 +68,18 @@ class Prompts:
         states = self._forward(self._inputs, self.mask, self.position)
         return self.model.logits(states[:, -1]).log_softmax(-1)
 
-    def branch(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
-        """(rows, tokens, width) states of a tree of tokens after every row, `next` having been asked. Token n follows
-        token parents[n] < n, or the prompt where that is -1: it sees what lies on its path and nothing else."""
-        path = torch.eye(len(tokens), dtype=torch.bool)
-        for n, parent in enumerate(parents):
-            if parent >= 0:
-                path[n] |= path[parent]
+    def branch(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """(rows, nodes, width) states of a tree of tokens after each row, `next` having been asked. tokens, parents:
+        (rows, nodes). Node n of a row follows its node parents[n] < n, or the prompt where that is -1: it sees what
+        lies on its path and nothing else."""
+        count, each = tokens.shape[1], torch.arange(self.rows)
+        path = torch.eye(count, dtype=torch.bool).repeat(self.rows, 1, 1)
+        for n in range(count):
+            path[:, n] |= path[each, parents[:, n]] & (parents[:, n] >= 0)[:, None]
         path = path.to(self.mask.device)
-        sees = torch.cat([self.mask.bool()[:, None].expand(-1, len(tokens), -1), path.expand(self.rows, -1, -1)], -1)
+        sees = torch.cat([self.mask.bool()[:, None].expand(-1, count, -1), path], -1)
         position = self.position[..., -1:] + path.sum(-1)
-        ids = torch.tensor([tokens], device=self.mask.device).expand(self.rows, -1)
-        return self._forward(self.model.embed(ids, []), sees[:, None], position)
+        return self._forward(self.model.embed(tokens.to(self.mask.device), []), sees[:, None], position)
 
     def feed(self, tokens: torch.Tensor) -> None:
         """Appends one token per row (rows,)."""

@@ -1,6 +1,7 @@
 """Scoring: from a model and test utterances to prediction rows whose counts add up to every corpus metric."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from trainer.decoding import Constraint, constraint_of, generate
@@ -11,10 +12,12 @@ from trainer.labels import Names
 from trainer.memory import out_of_memory
 from trainer.predictions import CASCADE, SPEECH, TEXT, Row, prediction
 from trainer.spec import Decode, Evaluate, Task
-from trainer.tokens import DataError
+from trainer.tokens import DataError, own_task
 from trainer.views import Example, Recordings, example
 
 Between = Callable[[int], None]
+Limits = Callable[[Sequence[int]], Constraint | None]
+"""What the answers to a batch of examples, given by their indices, are limited to."""
 T = TypeVar("T")
 
 TRANSCRIBE = Task(name="transcribe", instruction={"en": "Transcribe the speech."}, answer="text")
@@ -69,7 +72,8 @@ def predict(
     ]
     said: list[Said] = [Said("")] * len(examples)
     for group in alike(utterances, examples):
-        found = _said(model, [examples[i] for i in group], asked[group[0]].names.task, decode, between)
+        put_to = [own_task(utterances[i], asked[i].names.task) for i in group]
+        found = _said(model, [examples[i] for i in group], put_to, decode, between)
         for i, one in zip(group, found, strict=True):
             said[i] = one
     rows = []
@@ -106,17 +110,25 @@ class Said(NamedTuple):
 
     text: str
     confidence: float | None = None
-    """Its probability among all labels, where labels were scored."""
+    """Its probability among all labels or choices, where these were scored."""
     probabilities: dict[str, float] = {}
-    """Of every label."""
+    """Of every label or choice."""
 
 
-def _said(model, examples: Sequence[Example], task: Task, decode: Decode, between: Between) -> list[Said]:
-    """Answers to examples of one task, as `decode` says."""
-    if decode.method != "generate" and task.answer == "label":
-        return choose(model, examples, task, decode, between)
-    constraint = constraint_of(task, model, decode.max_new_tokens) if decode.constrain else None
-    return [Said(text) for text in answer(model, examples, decode, between, constraint)]
+def _said(model, examples: Sequence[Example], tasks: Sequence[Task], decode: Decode, between: Between) -> list[Said]:
+    """Answers to examples of one task, as `decode` says; `tasks`: as it is put to each."""
+    if decode.method != "generate" and tasks[0].picks_one:
+        return choose(model, examples, tasks, decode, between)
+    limits = _limits(model, tasks, decode) if decode.constrain else lambda batch: None
+    return [Said(text) for text in answer(model, examples, decode, between, limits)]
+
+
+def _limits(model, tasks: Sequence[Task], decode: Decode) -> Limits:
+    """Made once where it is one for all; of choices made for each batch, whose masks no other one can use."""
+    if tasks[0].answer == "choice":
+        return lambda batch: constraint_of([tasks[i] for i in batch], model, decode.max_new_tokens)
+    once = constraint_of(tasks[:1], model, decode.max_new_tokens)
+    return lambda batch: once
 
 
 def answer(
@@ -124,64 +136,79 @@ def answer(
     examples: Sequence[Example],
     decode: Decode,
     between: Between = lambda done: None,
-    constraint: Constraint | None = None,
+    limits: Limits = lambda batch: None,
 ) -> list[str]:
     """Answer texts in the order of `examples`, generated in batches of alike length."""
 
-    def texts(batch: Sequence[Example]) -> list[str]:
+    def texts(batch: Sequence[int]) -> list[str]:
         ids = generate(
-            model, batch, beams=decode.beams, max_new_tokens=decode.max_new_tokens, constraint=constraint,
+            model, [examples[i] for i in batch], beams=decode.beams, max_new_tokens=decode.max_new_tokens,
+            constraint=limits(batch),
         )  # fmt: skip
         return [model.tokens.tokenizer.decode(one) for one in ids]
 
-    return _in_batches(texts, model, examples, decode.max_new_tokens, decode.beams, between)
+    return _in_batches(texts, model, examples, [decode.max_new_tokens] * len(examples), decode.beams, between)
 
 
 def choose(
-    model, examples: Sequence[Example], task: Task, decode: Decode, between: Between = lambda done: None
+    model, examples: Sequence[Example], tasks: Sequence[Task], decode: Decode, between: Between = lambda done: None
 ) -> list[Said]:
-    """The most probable label of a task per example, and the probability of each: likelihoods over their sum."""
-    trie = Trie(closed_answers(task, model.tokens))
+    """The most probable label per example, or of its own choices the most probable, and the probability of each:
+    likelihoods over their sum. `tasks`: the task as it is put to each."""
+    names = [tuple(task.labels or ()) for task in tasks]
+    task_of = dict(zip(names, tasks, strict=True))
 
-    def labels(batch: Sequence[Example]) -> list[Said]:
-        scores = log_likelihoods(model, batch, trie, per_token=decode.method == "mean_likelihood")
+    @lru_cache(maxsize=256)
+    def trie(labels: tuple[str, ...]) -> Trie:
+        return Trie(closed_answers(task_of[labels], model.tokens))
+
+    def most_probable(batch: Sequence[int]) -> list[Said]:
+        tries = [trie(names[i]) for i in batch]
+        asked = [examples[i] for i in batch]
+        scores = log_likelihoods(model, asked, tries, per_token=decode.method == "mean_likelihood")
         out = []
-        for row in scores.softmax(-1).tolist():
-            chances = {name: round(p, 6) for name, p in zip(trie.answers, row, strict=True)}
-            best = trie.answers[row.index(max(row))]
+        for own, row in zip(tries, scores.softmax(-1).tolist(), strict=True):
+            chances = {name: round(p, 6) for name, p in zip(own.answers, row, strict=False)}
+            best = own.answers[row.index(max(row))]
             out.append(Said(best, chances[best], chances))
         return out
 
-    return _in_batches(labels, model, examples, len(trie.children), 1, between)
+    rooms = []
+    for e, own in zip(examples, map(trie, names), strict=True):
+        model.tokens.check_length(len(e.prompt), max(own.depths) + 1, name=e.name)
+        rooms.append(len(own.children))
+    return _in_batches(most_probable, model, examples, rooms, 1, between)
 
 
 def _in_batches(
-    work: Callable[[Sequence[Example]], list[T]],
+    work: Callable[[Sequence[int]], list[T]],
     model,
     examples: Sequence[Example],
-    room: int,
+    rooms: Sequence[int],
     beams: int,
     between: Between,
 ) -> list[T]:
-    """What `work` makes of each example, in batches of alike length with `room` tokens for the answer."""
-    for e in examples:
+    """What `work` makes of each example, given by their indices in batches of alike length; `rooms`: tokens of the
+    answers to each."""
+    for e, room in zip(examples, rooms, strict=True):
         model.tokens.check_length(len(e.prompt), min(room, 1), name=e.name)
     found: dict[int, T] = {}
-    for indices in batches([len(e.prompt) + room for e in examples], BATCH_TOKENS // beams):
-        found.update(zip(indices, _fitting(work, [examples[i] for i in indices]), strict=True))
+    lengths = [len(e.prompt) + room for e, room in zip(examples, rooms, strict=True)]
+    for indices in batches(lengths, BATCH_TOKENS // beams):
+        found.update(zip(indices, _fitting(work, indices), strict=True))
         between(len(indices))
     return [found[i] for i in range(len(examples))]
 
 
-def _fitting(work: Callable[[Sequence[Example]], list[T]], examples: Sequence[Example]) -> list[T]:
+def _fitting(work: Callable[[Sequence[int]], list[T]], batch: Sequence[int]) -> list[T]:
     """`work`, with a batch that does not fit into the memory cut in two."""
     try:
-        return work(examples)
+        return work(batch)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not out_of_memory(error) or len(examples) == 1:
+        if not out_of_memory(error) or len(batch) == 1:
             raise
-    half = len(examples) // 2
-    return _fitting(work, examples[:half]) + _fitting(work, examples[half:])
+    half = len(batch) // 2
+    return _fitting(work, batch[:half]) + _fitting(work, batch[half:])
 
 
 def alike(utterances: Sequence, examples: Sequence[Example]) -> list[list[int]]:

@@ -185,11 +185,11 @@ class Scoring:
 
 
 def _check(kind: str, utterances: Sequence, tasks: dict[str, Task], scores: bool) -> None:
-    """DataError for an utterance that no answer could be scored against. scores: labels will come with a
+    """DataError for an utterance that no answer could be scored against. scores: labels and choices will come with a
     probability."""
     for utterance in utterances:
         task = tasks[utterance.task]
         try:
-            count(reference(utterance, task), None, task, 1.0 if scores and task.answer == "label" else None)
+            count(reference(utterance, task), None, task, 1.0 if scores and task.picks_one else None)
         except ValueError as error:
             raise DataError(f"{kind} utterance {utterance.id} cannot be scored: {error}") from error

@@ -41,7 +41,7 @@ class Metric:
     values: Callable[[np.ndarray], np.ndarray]
     """(..., k) summed counts -> (...) values."""
     answers: frozenset[str]
-    """The answer forms it is defined for: json, label, label_set, text."""
+    """The answer forms it is defined for: json, label, label_set, choice, text."""
     unit: str
     """What a value of 1 is: a share of what, or how many of what per what."""
     higher_is_better: bool = True
@@ -91,8 +91,8 @@ def _invalid_counts(reference: Any, prediction: Any, task: "Task") -> list[float
     return [float(prediction is None), 1.0]
 
 
-_JSON, _LABEL, _SET, _TEXT = (frozenset({a}) for a in ("json", "label", "label_set", "text"))
-_ANY = _JSON | _LABEL | _SET | _TEXT
+_JSON, _LABEL, _SET, _CHOICE, _TEXT = (frozenset({a}) for a in ("json", "label", "label_set", "choice", "text"))
+_ANY = _JSON | _LABEL | _SET | _CHOICE | _TEXT
 _SHARE, _F1, _MEAN_F1 = "share of utterances", "F1, 0 to 1", "mean F1 of utterances, 0 to 1"
 
 
@@ -143,7 +143,7 @@ METRICS: dict[str, Metric] = {
         Metric("slue_ner_f1", named_entities.ner_counts, _f1, _JSON, _F1, beside="slue_ner_label_f1"),
         Metric("slue_ner_label_f1", named_entities.ner_label_counts, _f1, _JSON, _F1, beside="slue_ner_f1"),
         Metric("exact_match", slu.exact_match_counts, _ratio, _ANY, _SHARE),
-        *_both_ways("accuracy", labels.accuracy_counts, _ratio, _LABEL, _SHARE),
+        *_both_ways("accuracy", labels.accuracy_counts, _ratio, _LABEL | _CHOICE, _SHARE),
         *_both_ways(
             "unweighted_accuracy", labels.label_counts, labels.unweighted_accuracy, _LABEL, "mean recall of labels"
         ),
@@ -156,7 +156,7 @@ METRICS: dict[str, Metric] = {
             "share of labels that follow a definition or a name", of_names=True,
         ),
         Metric(
-            "ece", calibration_counts, expected_calibration_error, _LABEL, "distance of probabilities",
+            "ece", calibration_counts, expected_calibration_error, _LABEL | _CHOICE, "distance of probabilities",
             higher_is_better=False, of_confidence=True,
         ),
         _error("wer", words.wer_counts, "word", beside="wer_raw"),
@@ -197,13 +197,16 @@ def named(name: str) -> Metric:
 def default_metrics(task: "Task") -> list[str]:
     """The metrics a task is scored by when it names none.
 
-    A json task without slots leaves out what would only say 0; macro and micro F1 need a label list.
+    A json task without slots leaves out what would only say 0; macro and micro F1 need a label list, which choices of
+    each row are none of.
     """
     if task.answer == "json":
         slots = ["slu_f1", "slu_f1_strict", "entity_f1"] if task.slots else []
         return [*slots, "intent_accuracy", "exact_match", "invalid_rate"]
     if task.answer == "label":
         return ["accuracy", *(["macro_f1"] if task.labels else []), "invalid_rate"]
+    if task.answer == "choice":
+        return ["accuracy", "invalid_rate"]
     if task.answer == "label_set":
         return [*(["macro_f1", "micro_f1"] if task.labels else []), "exact_match", "invalid_rate"]
     return ["wer", "cer"]

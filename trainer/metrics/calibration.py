@@ -20,7 +20,7 @@ def calibration_counts(reference: Any, prediction: Any, task: "Task", confidence
     if confidence is None:
         raise ValueError(
             f"task '{task.name}': ece needs the probability of each answer, which generated answers have not; "
-            "score the labels by likelihood, or leave ece out"
+            "score the answers by likelihood, or leave ece out"
         )
     if not 0 <= confidence <= 1:
         raise ValueError(f"task '{task.name}': ece needs a probability between 0 and 1, got {confidence!r}")

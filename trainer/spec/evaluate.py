@@ -17,19 +17,20 @@ class Decode(Spec):
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest answer in tokens; an answer cut here counts as it stands, and is usually invalid."""
     method: Literal["generate", "likelihood", "mean_likelihood"] = "generate"
-    """Write an answer token by token, or choose the label (answer label) that is most probable as the answer with its
-    end: by the sum over its tokens, or by their mean, which puts long labels at no disadvantage. Likelihoods also say
-    how sure the model is (`confidence` and `probabilities` of a prediction). Guards that ask for no label are generated
-    all the same."""
+    """Write an answer token by token, or choose the label (answer label), or of a row's own choices the one (answer
+    choice), that is most probable as the answer with its end: by the sum over its tokens, or by their mean, which puts
+    long answers at no disadvantage (length-normalised: how arXiv 2510.13632 scores multiple choice). Likelihoods also
+    say how sure the model is (`confidence` and `probabilities` of a prediction). Guards that ask for neither are
+    generated all the same."""
     constrain: bool = False
-    """Only answers that the task allows: one of its labels (label), some of them (label_set), JSON of its intents and
-    slots (json), which then always parse; text stays free. Free decoding is the other condition: do not compare the
-    two."""
+    """Only answers that the task allows: one of its labels (label) or of the row's choices (choice), some of its labels
+    (label_set), JSON of its intents and slots (json), which then always parse; text stays free. Free decoding is the
+    other condition: do not compare the two."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "Decode":
         if self.method != "generate" and (self.beams > 1 or self.constrain):
-            raise ValueError(f"method {self.method} scores every label; leave beams and constrain out")
+            raise ValueError(f"method {self.method} scores every label or choice; leave beams and constrain out")
         return self
 
 

@@ -17,8 +17,9 @@ class Task(Spec):
     """Name that manifest rows carry in `task`."""
     instruction: dict[str, str] = Field(min_length=1)
     """What the model is told, per language tag; a missing language falls back to its base tag, then 'en'."""
-    answer: Literal["json", "label", "label_set", "text"]
-    """Form of the answer: JSON with intent and slots, one label, several labels, or free text."""
+    answer: Literal["json", "label", "label_set", "choice", "text"]
+    """Form of the answer: JSON with intent and slots, one label, several labels, one of the row's own `choices`
+    (multiple choice, story endings), or free text."""
     labels: list[str] | None = None
     """Closed set of labels (`label`, `label_set`)."""
     intents: list[str] | None = None
@@ -28,7 +29,8 @@ class Task(Spec):
     definitions: dict[str, str] = {}
     """What a label, intent or slot means, for the menu."""
     menu: bool = False
-    """Put the labels, intents and slots (with definitions) into the instruction."""
+    """Put the labels, intents and slots (with definitions) into the instruction; with answer `choice` the row's own
+    choices, below its question. Without it they are only scored (as how a story goes on)."""
     slot_order: Literal["schema", "as_given"] = "schema"
     """Order of slots in the answer, the same for text and speech; `as_given` keeps the manifest's (paper
     presets)."""
@@ -45,10 +47,18 @@ class Task(Spec):
         """Whether its rows are told apart by one label, or by the intent of a closed set; else its answer is open."""
         return self.answer == "label" or (self.answer == "json" and bool(self.intents))
 
+    @property
+    def picks_one(self) -> bool:
+        """Whether its answer is one name of a list, its own (`label`) or the row's (`choice`), so that the likelihoods
+        of all can be compared."""
+        return self.answer in ("label", "choice")
+
     @model_validator(mode="after")
     def _answers_fit(self) -> "Task":
         if self.answer in ("label", "label_set") and not self.labels:
             raise ValueError(f"answer {self.answer} needs labels")
+        if self.answer == "choice" and (self.labels or self.definitions):
+            raise ValueError("answer choice is one of the row's own choices; leave labels and definitions out")
         if self.answer != "json" and (self.slots or self.intents):
             raise ValueError(f"slots and intents belong to answer json, not {self.answer}")
         if self.labels and len(set(self.labels)) < len(self.labels):
