@@ -14,7 +14,7 @@ from attune.importing import KINDS, ImportOptions, SourceError, import_dataset
 from attune.importing.words import add_words, read_ctm, read_textgrids
 from attune.service_commands import Command
 
-ROLES = ("audio", "text", "label", "intent", "slots", "speaker", "split", "id", "offset_s", "duration_s")
+ROLES = ("audio", "text", "label", "choices", "intent", "slots", "speaker", "split", "id", "offset_s", "duration_s")
 
 
 def add(
@@ -52,7 +52,8 @@ def _import_command(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--config", help="which published configuration (italic: hard_speaker …; common-voice: validated)")
     sub.add_argument("--task", help="name of the task (default: the corpus's, else by its answer form)")
     sub.add_argument("--instruction", help="what the model is asked, in English")
-    sub.add_argument("--answer", choices=("json", "label", "label_set", "text"), help="form of the answer")
+    forms = ("json", "label", "label_set", "choice", "text")
+    sub.add_argument("--answer", choices=forms, help="form of the answer")
     for role in ROLES:
         what = "column or key" if role != "slots" else "column or key (several: by comma, a slot type each)"
         flag = f"--{role.replace('_', '-')}"

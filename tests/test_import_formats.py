@@ -1,5 +1,7 @@
 """`attune import` of annotated text: slots in all their spellings, BIO, chat files, Hugging Face JSON."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -220,6 +222,29 @@ class TestJson:
         _, rows, task = bring("t.json", json.dumps(content))
         assert (task.answer, task.labels) == ("label_set", ["x", "y"])
         assert rows[0].label == ["x", "y"]
+
+    def test_choices_of_each_row(self, bring):
+        rows = [
+            ["text", "choices", "label"], ["one", '["a, b", "c"]', "c"], ["two", '["x", 2, "z"]', "2"],
+            ["three", '["x", "y"]', "z"], ["four", "x or y", "x"], ["five", "", "x"],
+        ]  # fmt: skip
+        table = io.StringIO()
+        csv.writer(table).writerows(rows)
+        report, found, task = bring("t.csv", table.getvalue())
+        assert (task.name, task.answer, task.menu, task.labels) == ("multiple_choice", "choice", True, None)
+        assert [(row.label, row.choices) for row in found] == [("c", ("a, b", "c")), ("2", ("x", "2", "z"))]
+        assert [(bad.line, bad.reason.partition(";")[0]) for bad in sorted(report.bad, key=lambda bad: bad.line)] == [
+            (4, "choices: the label 'z' is none of them"),
+            (5, "choices 'x or y': must be a list of answers, in a table as JSON: [\"one\", \"other\"]"),
+            (6, "choices: must be a list of two answers or more"),
+        ]
+        listed = [{"text": t, "choices": ["x", f"y{t}"], "label": "x"} for t in "ab"]
+        _, found, _ = bring("l.json", json.dumps(listed), out="l")
+        assert found[1].choices == ("x", "yb")
+        _, found, task = bring("l.json", None, ImportOptions(language="en", columns={"choices": None}), out="n")
+        assert (task.answer, found[0].choices, found[0].meta) == ("label", None, {"choices": ["x", "ya"]})
+        with pytest.raises(SourceError, match="has choices, which answer label does not take"):
+            bring("l.json", None, ImportOptions(language="en", answer="label"), out="m")
 
     def test_our_own_manifest(self, bring):
         label = {"intent": "i", "slots": [slot("t", "v")]}

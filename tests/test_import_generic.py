@@ -292,6 +292,18 @@ class TestExport:
         assert rows["u1"].words == ({"text": "un", "start": 0.1, "end": 0.2},)
         assert (task.name, task.slots) == ("orders", {"drink": None})
 
+    @pytest.mark.parametrize("kind", ["nemo", "lhotse", "hf"])
+    def test_choices_come_back_too(self, tmp_path, bring, kind):
+        task = Task(name="ends", instruction={"en": "How does it end?"}, answer="choice", menu=True)
+        clip(tmp_path / "first" / "audio" / "a.wav", 1)
+        row = Utterance("u1", "ends", "en", "train", "a story", "it rained", "audio/a.wav", 0.0, 0.3)
+        (tmp_path / "first" / "task.yaml").write_text(task_yaml(task), encoding="utf-8")
+        write_manifest([replace(row, choices=("it rained", "it – snowed"))], tmp_path / "first" / "manifest.jsonl")
+        export_dataset(kind, str(tmp_path / "first"), tmp_path / "in")
+        _, rows, again = bring(kind)
+        assert rows["u1"].choices == ("it rained", "it – snowed")
+        assert (rows["u1"].label, again.answer, again.menu) == ("it rained", "choice", True)
+
     def test_what_a_format_has_no_place_for_is_said(self, tmp_path):
         rows, _ = everything(tmp_path / "first")
         text = replace(rows[0], id="u4", audio=None, offset_s=0.0, duration_s=None, words=None)

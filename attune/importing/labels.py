@@ -7,26 +7,32 @@ from typing import Any
 from attune.importing.records import Record
 from attune.importing.source import BadRow, SourceError
 from trainer.spec import Task
+from trainer.utterance import unfit
 
 INSTRUCTIONS = {
     "json": "What is the intent of the utterance and which slots does it fill? Answer in JSON.",
     "label": "Which label fits the utterance? Answer with the label only.",
     "label_set": "Which labels fit the utterance? Answer with the labels, separated by commas.",
+    "choice": "Which of the choices is right? Answer with its words only.",
     "text": "Transcribe the speech.",
 }
-NAMES = {"json": "intent_slots", "label": "label", "label_set": "labels", "text": "transcribe"}
+NAMES = {
+    "json": "intent_slots", "label": "label", "label_set": "labels", "choice": "multiple_choice", "text": "transcribe",
+}  # fmt: skip
 
 CLOSED_VALUES, ROWS_PER_VALUE = 20, 5
 
 
 def answer_form(records: Sequence[Record], said: str | None, notes: list[str]) -> str:
-    """json | label | label_set | text, from what the labels look like unless `said`.
+    """json | label | label_set | choice | text, from what the labels look like unless `said`.
 
     A chat row's answer is a transcript where the answers are sentences of many kinds, else a label.
     """
     answers = [r.answer for r in records if r.answer is not None]
     if said:
         return said
+    if any(r.choices for r in records):
+        return "choice"
     if answers and all(r.label is None for r in records):
         words = sum(len(a.split()) for a in answers) / len(answers)
         if len(set(answers)) * 2 > len(answers) and words >= 3:
@@ -65,14 +71,21 @@ def fit_labels(records: list[Record], answer: str, bad: list[BadRow]) -> list[Re
             record.label = [part.strip() for part in parts if part.strip()]
         if answer == "json" and isinstance(record.label, str):
             record.label = {"intent": record.label, "slots": []}
-        form = {"json": dict, "label": str, "label_set": list}.get(answer)
+        if record.choices and answer not in ("choice", "text"):
+            reason = f"has choices, which answer {answer} does not take; leave --answer out, or say --choices -"
+            bad.append(BadRow(record.line, reason))
+            continue
+        form = {"json": dict, "label": str, "label_set": list, "choice": str}.get(answer)
         if answer == "text":
-            record.label = None
+            record.label = record.choices = None
             if not record.text:
                 bad.append(BadRow(record.line, "no transcript"))
                 continue
         elif form is not None and not isinstance(record.label, form):
             bad.append(BadRow(record.line, f"no {answer} label (given: {record.label!r})"))
+            continue
+        elif answer == "choice" and (wrong := unfit(record.choices, record.label)):
+            bad.append(BadRow(record.line, f"choices: {wrong}"))
             continue
         fitted.append(record)
     return fitted
@@ -108,6 +121,8 @@ def infer_task(
                     f"slot {kind!r} has {len(counts)} values in {counts.total()} rows; if these are all there are, "
                     f"close it in task.yaml: {kind}: [{', '.join(sorted(counts))}]"
                 )
+    elif answer == "choice":
+        fields["menu"] = True
     elif answer == "label":
         fields["labels"] = sorted({r.label for r in records if isinstance(r.label, str)})
     elif answer == "label_set":

@@ -14,10 +14,10 @@ class ImportOptions:
     language: str | None = None
     """BCP-47 tag of every row; needed unless a column gives it."""
     columns: Mapping[str, str | None] = field(default_factory=dict)
-    """Role → column (audio, text, label, intent, slots, speaker, split, language, id, offset_s, duration_s); None:
-    there is none. `slots` may name several columns, separated by commas: one slot type each."""
+    """Role → column (audio, text, label, choices, intent, slots, speaker, split, language, id, offset_s, duration_s);
+    None: there is none. `slots` may name several columns, separated by commas: one slot type each."""
     answer: str | None = None
-    """json | label | label_set | text."""
+    """json | label | label_set | choice | text."""
     task: str | None = None
     """Name of the task; default by its answer form."""
     instruction: str | None = None

@@ -11,7 +11,7 @@ def extra(row: Utterance) -> dict[str, Any]:
     """Fields of a row beyond recording, times, text, language and speaker; absent where empty."""
     fields = {
         "id": row.id, "task": row.task, "split": row.split, "label": row.label, "words": list(row.words or ()),
-        "meta": row.meta, "question": row.question,
+        "meta": row.meta, "question": row.question, "choices": list(row.choices or ()),
     }  # fmt: skip
     return {name: value for name, value in fields.items() if value not in (None, [], {})}
 
@@ -19,4 +19,4 @@ def extra(row: Utterance) -> dict[str, Any]:
 def restored(fields: dict[str, Any]) -> dict[str, Any]:
     """What `extra` wrote, as fields of a record."""
     found = {name: fields[name] for name in ("id", "split", "label", "meta", "question") if name in fields}
-    return found | ({"words": tuple(fields["words"])} if fields.get("words") else {})
+    return found | {name: tuple(fields[name]) for name in ("words", "choices") if fields.get(name)}

@@ -23,13 +23,14 @@ ROLES: Mapping[str, str] = {
     "id": "id utt_id uid utterance_id example_id key",
     "offset_s": "offset_s offset start start_s start_time begin onset",
     "duration_s": "duration_s duration dur length_s seconds",
+    "choices": "choices",
     "answer": "answer",
     "task": "task",
     "prompt": "prompt",
 }
 """Names of columns by role, best first; compared in lower case with blanks and dashes as underscores."""
 
-_OPTIONS = ("audio", "text", "label", "intent", "slots", "speaker", "split")
+_OPTIONS = ("audio", "text", "label", "intent", "slots", "speaker", "split", "choices")
 """Roles that the command line has an option for; the others can be said in Python only."""
 
 
