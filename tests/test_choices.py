@@ -268,6 +268,8 @@ def test_choices_that_no_tokens_tell_apart_are_refused(model):
 
 # ---- jobs
 
+TRAINS = {"steps": 2, "tuning": {"rank": 4, "encoder": "frozen"}}
+
 
 def made(world, **fields):
     """(Resolved, Corpus) of a job on the stories that is no more than these fields say."""
@@ -295,7 +297,18 @@ def test_a_job_learns_choices_and_is_scored_by_likelihood(world, tmp_path):
     assert {s.metric for s in result.scores} == {"accuracy", "accuracy_answered", "ece", "invalid_rate"}
 
 
-TRAINS = {"steps": 2, "tuning": {"rank": 4, "encoder": "frozen"}}
+def test_choices_as_a_guard_of_a_job_about_labels(world, tmp_path):
+    """Scored by likelihood, as the job's own labels are, before and after."""
+    data = toy.data(tmp_path / "data")
+    stories(data / "mc")
+    evaluate = {"decode": {"method": "mean_likelihood"}, "guards": ["mc/speech:test"], "limit": 4}
+    resolved, corpus = made((world[0], data), evaluate=evaluate, recipe="sft", **TRAINS)
+    store = FolderStore(tmp_path / "out")
+    result = run(resolved, store, corpus=corpus, threads=1)
+    assert {(g.task, g.metric, g.n) for g in result.guards} >= {("ends", "accuracy", 4), ("ends", "invalid_rate", 4)}
+    after = read_lines(store.get("attempts/1/guards/0-after.jsonl"))
+    chosen = {u.id: u.choices for u in corpus.guards[0].source.rows}
+    assert all(list(made["probabilities"]) == list(chosen[made["utterance"]]) for made in after)
 
 
 @pytest.mark.parametrize("fields", [
@@ -370,6 +383,7 @@ def test_the_front_door_knows_them(world, tmp_path, capsys):
     path.write_text(yaml.safe_dump(job | {"tuning": {"encoder": "frozen"}}))
     for command in ("validate", "explain", "plan"):
         assert main([command, str(path), "--data-root", str(world[1])]) == 0, capsys.readouterr().out
+    assert main(["explain", str(path), "--tiny"]) == 0
     assert "mean_likelihood" in capsys.readouterr().out
 
 

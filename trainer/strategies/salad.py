@@ -11,6 +11,9 @@ Departures, each a field or named here:
 - The teacher is the base with its adapters off. With a base that has heard speech before, this is not the paper's
   original text model: misalignment and forgetting are against this base.
 - LoRA at the job's own rate instead of full tuning at 5e-5 (3 B) or 5e-6 (7 B) and its own rate for a new adapter.
+- The evaluation, spoken multiple choice and its text twin by length-normalised likelihood, is a test (or a guard) whose
+  rows have `choices`: a task with `answer: choice` under `evaluate.decode.method: mean_likelihood`, examples in text by
+  `evaluate.demos`. Inferred: choices are answers in the family's chat, and the end counts among an answer's tokens.
 - Stage II: `attune build active` selects texts and has them spoken; its data set is the source `synthetic` of phase
   `active_selection`, which goes on from the Stage I job (`init_from` of the job), or of phase `both`, where both stages
   are one job.
