@@ -116,9 +116,15 @@ def test_order_and_restart_are_changed_one_at_a_time(scheme):
     assert default == (on if scheme == "curriculum" else off)
 
 
+def test_a_stored_recipe_is_read_back():
+    """What is stored says every field, also those that nobody has said."""
+    recipe = LimitedSpeech(scheme="curriculum", restart="off")
+    assert LimitedSpeech.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
 def test_one_schedule_knows_no_other_ratios():
     with pytest.raises(ValueError, match="leave late_lr_ratio and late_warmup_ratio out"):
-        LimitedSpeech(scheme="curriculum", restart="off", late_lr_ratio=0.5, late_warmup_ratio=0.5)
+        LimitedSpeech(scheme="curriculum", restart="off", late_lr_ratio=0.5, late_warmup_ratio=0.4)
     with pytest.raises(SpecError, match="a restart of the learning rate needs at least 2 steps"):
         LimitedSpeech(scheme="text_only", restart="on").stages(ROWS, budget(steps=1))
 

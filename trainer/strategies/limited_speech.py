@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.fields import Spec, problem
+from trainer.fields import Spec, default, problem
 from trainer.stage import RECORDINGS, TEXTS, AnyCurve, AnyShare, Optimizer, Rest, Stage, Trainable, hears, mean
 from trainer.strategies.budget import Budget, need
 
@@ -85,8 +85,10 @@ class LimitedSpeech(Spec):
             )
         if self.scheme == "synthetic_only" and self.abundant == "text":
             raise ValueError("scheme synthetic_only with abundant: text: say text_only, or abundant: synthetic")
-        if self.restart == "off" and (said := {"late_lr_ratio", "late_warmup_ratio"} & self.model_fields_set):
-            raise ValueError(f"restart: off keeps one schedule; leave {' and '.join(sorted(said))} out")
+        # A stored job says every field, so a ratio that is at its default has not been said.
+        said = [name for name in ("late_lr_ratio", "late_warmup_ratio") if getattr(self, name) != default(self, name)]
+        if self.restart == "off" and said:
+            raise ValueError(f"restart: off keeps one schedule; leave {' and '.join(said)} out")
         return self
 
     def stages(self, rows: Mapping[str, int], budget: Budget) -> list[Stage]:
