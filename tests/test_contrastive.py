@@ -291,6 +291,20 @@ def test_a_tenth_of_the_task_is_the_same_rows_all_along(world):
         assert rows <= set(wider.row[wider.source == n].tolist())
 
 
+def test_another_tenth_is_another_job(world):
+    """Of a fraction the subset's seed chooses the rows, which no pin knows; of whole sources it says nothing."""
+
+    def seeded(fraction, seed):
+        recipe = {"name": "contrastive", "pretrain": "none", "data_fraction": fraction}
+        data = {"text": "text", "speech": "speech", "subset_seed": seed}
+        return toy.resolved(*world, recipe=recipe, data=data)[0]
+
+    plans = [plan_stage(seeded(0.25, seed), 0).sha256 for seed in (0, 1)]
+    assert plans[0] != plans[1]
+    assert seeded(0.25, 0).hash != seeded(0.25, 1).hash
+    assert seeded(1, 0).hash == seeded(1, 1).hash
+
+
 def test_layers_are_shares_of_the_depth():
     assert Contrastive().depths(32) == [0, 5, 10, 15, 20, 25, 32]
     assert Contrastive().depths(2) == [0, 1, 2]

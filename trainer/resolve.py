@@ -133,7 +133,8 @@ class Resolved(Spec):
             del doc["start"]["ref"]
         for path, default in ADDED.items():
             _leave_out(doc, path.split("."), default)
-        doc["spec"]["data"] = {"trim_silence": doc["spec"]["data"]["trim_silence"]}
+        said = ("trim_silence", "subset_seed") if self._draws_rows else ("trim_silence",)
+        doc["spec"]["data"] = {name: doc["spec"]["data"][name] for name in said}
         if doc["spec"]["source"]:
             doc["spec"]["source"] = {"language": doc["spec"]["source"]["language"]}
         doc["spec"]["evaluate"]["on"] = None
@@ -151,6 +152,12 @@ class Resolved(Spec):
             if pin:
                 del pin["ref"], pin["available"]
         return hashlib.sha256(rfc8785.dumps(doc)).hexdigest()
+
+    @property
+    def _draws_rows(self) -> bool:
+        """Whether `data.subset_seed` still chooses among the rows that the pins name: a stage shows a part of them.
+        Seed 0 is left out, as it was when the first hashes were stored."""
+        return bool(self.spec.data.subset_seed) and any(stage.fraction < 1 for stage in self.stages)
 
     @property
     def steps(self) -> int:
