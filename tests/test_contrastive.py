@@ -314,12 +314,28 @@ def test_layers_are_shares_of_the_depth():
 @pytest.mark.parametrize(("knobs", "words"), [
     ({"pretrain": "mixed"}, "18 rows have no times of two words"), ({"init_from": "x"}, "say init_from beside recipe"),
     ({"pretrain": "asr", "group_size": 4}, "compares nothing; leave group_size out"),
-    ({"group_size": 3}, "multiple of the objective"),
+    ({"group_size": 3}, "multiple of the objective"), ({"layers": []}, "recipe: layers names none"),
     ({"pretrain_epochs": 3}, "pre-training takes 7 steps of 6"),
 ])  # fmt: skip
 def test_what_cannot_be_followed_is_refused(world, knobs, words):
     with pytest.raises(SpecError, match=words):
         job(world, **knobs)
+
+
+def test_without_pretraining_sentences_are_enough(world):
+    recipe, fields = {"name": "contrastive", "pretrain": "none"}, {"data": {"text": "text"}}
+    fields["evaluate"] = {"on": "speech:test"}
+    resolved, _ = toy.resolved(*world, recipe=recipe, **fields)
+    assert [stage.name for stage in resolved.stages] == ["tuning"]
+    with pytest.raises(SpecError, match="tune: projector needs the source 'speech'"):
+        toy.resolved(*world, recipe={**recipe, "tune": "projector"}, **fields)
+
+
+def test_a_blur_beyond_the_sphere_is_refused():
+    with pytest.raises(ValueError, match="less than or equal to 2"):
+        Contrastive(similarity="wasserstein", blur=2.5)
+    cloud = torch.nn.functional.normalize(torch.ones(2, 3), dim=-1)
+    assert float(divergences([cloud], [cloud], blur=2.0)) == pytest.approx(0, abs=1e-5)
 
 
 def test_text_has_no_recording_to_be_compared_with():

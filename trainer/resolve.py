@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rfc8785
+from pydantic import ValidationError
 
 from trainer.bases import pin_base
 from trainer.corpus import Corpus, Guarded, read_corpus
-from trainer.fields import Problem, Spec, SpecError, nearest, problem
+from trainer.fields import Problem, Spec, SpecError, nearest, problem, readable
 from trainer.labels import pin_encoder, refuse_conditions, refuse_names
 from trainer.metrics import METRICS, default_metrics
 from trainer.refusals import (
@@ -195,7 +196,10 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
     refuse_unbuilt(spec)
     if Path(spec.base).is_dir() and spec.encoder_window != "family":
         check_window(family_of(spec.base), spec.encoder_window)
-    stages = spec.recipe.stages(corpus.counts(), budget_of(spec, corpus))
+    try:
+        stages = spec.recipe.stages(corpus.counts(), budget_of(spec, corpus))
+    except ValidationError as error:  # knobs that are right one by one, and make no stage together
+        raise readable(error, {}, "recipe") from None
     refuse_idle(stages, spec)
     refuse_endless(stages, spec)
     used = list(dict.fromkeys(source for stage in stages for source in stage.mix))

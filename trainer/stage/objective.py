@@ -75,8 +75,9 @@ class Contrastive(_Objective):
     shares of the depth; or at the shares given. The last is taken after the final norm."""
     temperature: float = Field(default=0.1, gt=0)
     """Divides likeness (the paper's code: .1)."""
-    blur: float = Field(default=0.05, gt=0)
-    """Sinkhorn divergence: square root of its regularisation (the paper's code: .05, with squared distances)."""
+    blur: float = Field(default=0.05, gt=0, le=2)
+    """Sinkhorn divergence: square root of its regularisation (the paper's code: .05, with squared distances), at most
+    the diameter of the sphere that states lie on."""
     symmetric: bool = False
     """Also pick the transcript of each recording, half and half (the paper's code: only the recording)."""
     group_size: int = Field(default=8, ge=2)

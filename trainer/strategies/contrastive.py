@@ -89,9 +89,11 @@ class Contrastive(Spec):
 
     def stages(self, rows: Mapping[str, int], budget: Budget) -> list[Stage]:
         """Pre-training on the recordings, then all sources in proportion. `rows`: usable rows per source."""
-        spoken = "speech" if rows.get("speech") else "synthetic"
-        many = need(rows, spoken if rows.get(spoken) else "speech", "contrastive pre-training")
-        before = math.ceil(self.pretrain_epochs * many / budget.global_batch - 1e-9) if self.pretrain != "none" else 0
+        spoken = "speech" if rows.get("speech") or not rows.get("synthetic") else "synthetic"
+        if self.tune == "projector":
+            need(rows, spoken, "tune: projector")
+        many = need(rows, spoken, f"pretrain {self.pretrain}") if self.pretrain != "none" else 0
+        before = math.ceil(self.pretrain_epochs * many / budget.global_batch - 1e-9)
         sources = [s for s in ("text", "synthetic", "speech") if rows.get(s) and (s != "text" or self.tune == "all")]
         used = {s: math.ceil(self.data_fraction * rows[s] - 1e-9) for s in sources}
         total = sum(used.values())
