@@ -46,6 +46,15 @@ class SpecError(ValueError):
         return type(self), (self.problems, self.job), self.__dict__
 
 
+def walk(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value inside nested data with its dotted field, tables and lists among them."""
+    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        field = f"{at}[{key}]" if isinstance(key, int) else f"{at}.{key}" if at else str(key)
+        yield field, inner
+        yield from walk(inner, field)
+
+
 class UnfitDataError(SpecError):
     """The spec is right, but the data that a field of it names are not: missing, broken, or unfit for their place."""
 
@@ -133,7 +142,9 @@ def _seconds(value: Any) -> Any:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|d)\s*", value)
         if not match:
             raise PydanticCustomError("seconds", "write a time as '90s', '30m', '4h' or '2d'")
-        return float(match[1]) * _UNITS[match[2]]
+        value = float(match[1]) * _UNITS[match[2]]
+    if isinstance(value, int | float) and value <= 0:
+        raise PydanticCustomError("seconds", "a time is longer than 0 s; leave it out for any")
     return value
 
 

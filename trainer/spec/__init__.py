@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 
-from trainer.fields import Spec, problem, readable
+from trainer.fields import Problem, Spec, SpecError, problem, readable, walk
 from trainer.spec.data import Data, Language, SourceLanguage
 from trainer.spec.evaluate import Condition, Decode, Demos, Evaluate, listed
 from trainer.spec.resources import Execution, Resources
@@ -20,6 +20,8 @@ from trainer.stage import Optimizer
 from trainer.strategies import Auto, Recipe
 from trainer.yaml_file import read_yaml
 
+EXACT = 2**53
+"""Whole numbers below it are the same in every reader of JSON (RFC 8785, which hashes are made by)."""
 TaskRef = Annotated[str | Task, BeforeValidator(lambda v: Task.model_validate(v) if isinstance(v, Mapping) else v)]
 
 
@@ -104,9 +106,14 @@ def parse_job(data: Any, at: str = "") -> JobSpec:
     if not isinstance(data, Mapping):
         raise problem(at or "spec", f"a job is a mapping of fields, not {type(data).__name__}")
     try:
-        return JobSpec.model_validate(data)
+        spec = JobSpec.model_validate(data)
     except ValidationError as error:
         raise readable(error, data, at) from None
+    said = walk(spec.model_dump(by_alias=True), at)
+    if huge := [(field, value) for field, value in said if isinstance(value, int) and abs(value) >= EXACT]:
+        message = "lies beyond 2^53, from where on JSON does not keep every whole number; use a smaller one"
+        raise SpecError([Problem(field, value, message) for field, value in huge])
+    return spec
 
 
 def json_schema() -> dict[str, Any]:
