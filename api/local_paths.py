@@ -4,7 +4,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from db import datasets
 from db.settings import Settings
-from trainer.fields import Problem, SpecError
+from trainer.fields import Problem, SpecError, walk
 from trainer.spec import JobSpec
 
 
@@ -21,7 +21,9 @@ def confined(job: JobSpec, settings: Settings) -> None:
     The embedded service (`ATTUNE_TRUSTED`) runs as the user who asks, and may."""
     if settings.trusted:
         return
-    references: dict[str, str | None] = dict(datasets.references(job.model_dump(mode="json", by_alias=True)))
+    spec = job.model_dump(mode="json", by_alias=True)
+    references: dict[str, str | None] = dict(datasets.references(spec))
+    references |= {field: value for field, value in walk(spec) if field.endswith(".retriever")}
     references["init_from"] = job.init_from
     references |= {"base": None if "://" in job.base else job.base}
     problems = [

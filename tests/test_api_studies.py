@@ -102,6 +102,8 @@ def test_all_or_nothing(service, monkeypatch):
         ({"base": "/somewhere"}, "base", "outside the service's data folders"),
         ({"base": "~/somewhere"}, "base", "outside the service's data folders"),
         ({"grid": {"data.corpus": ["../up"]}, "also": []}, "data.corpus", "outside the service's data folders"),
+        ({"evaluate": {"text_twin": False, "demos": {"k": 1, "from": [f"file-{'0' * 26}"]}}}, "evaluate.demos.from[0]",
+         "no such data set; `GET /v1/datasets`"),
         ({"name": "x"}, "name", "named by `study`"),
         ({"controls": ["oracle"]}, "controls[0]", "majority"),
         ({"study": "untuned", "grid": {"scheme": ["direct_mix"]}, "also": []}, "study", "choose another name"),

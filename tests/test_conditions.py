@@ -36,6 +36,20 @@ def test_a_reference_of_a_pool_is_a_reference(tmp_path):
     assert changed == {"evaluate.demos.from[0]": str(tmp_path / "here")}
 
 
+@pytest.mark.parametrize("place", ["/srv/encoder", "s3://bucket/encoder", "../encoder"])
+def test_a_sentence_encoder_lies_where_a_base_may(place):
+    shown = {"demonstrations": {"most": 1, "retriever": place}}
+    stage = {"name": "a", "steps": 1, "mix": {"text": 1}, "view": {"kind": "labels", **shown}}
+    plain = {"name": "x", "base": "b", "language": "en", "data": {"text": "t"}, "evaluate": {"on": "x"}}
+    for field, changes in (
+        ("evaluate.demos.retriever", {"evaluate": {"on": "x", "demos": {"k": 1, "retriever": place}}}),
+        ("recipe.demonstrations.retriever", {"recipe": {"name": "label_permutation", **shown}}),
+        (r"recipe.stages\[0\].view.demonstrations.retriever", {"recipe": {"name": "custom", "stages": [stage]}}),
+    ):
+        with pytest.raises(SpecError, match=f"{field}: names a place outside"):
+            confined(parse_job({**plain, **changes}), Settings.model_construct(trusted=False))
+
+
 # ------------------------------------------------------------------------------------------------ counts by hand
 
 

@@ -108,7 +108,8 @@ def _guarded(reader: Read, app: Context, project_id: str) -> Read:
         confined(job, app.settings)
         with app.database.read() as session:
             jobs.refuse_start(session, project_id, job.init_from)
-        datasets.bring(app.database, app.store, app.settings, project_id, job.model_dump(mode="json"))
+        asked = job.model_dump(mode="json", by_alias=True)
+        datasets.bring(app.database, app.store, app.settings, project_id, asked)
         return reader(job)
 
     return read
