@@ -3,7 +3,7 @@
 import pytest
 from specs import corpus_folder
 
-from trainer.corpus import read_corpus
+from trainer.corpus import Reader, read_corpus
 from trainer.fields import SpecError
 from trainer.study import StudySpec, expand, load, presentations
 from trainer.suite import Suite
@@ -86,6 +86,49 @@ def test_a_dotted_path_reaches_any_field(tmp_path):
     grid = {"optimizer.peak_lr": [1e-4, 3e-4], "tuning.rank": [4]}
     found = expand(study(corpus_folder(tmp_path), grid=grid), read_corpus)
     assert [c.runs[0].spec.optimizer.peak_lr for c in found.cells] == [1e-4, 3e-4]
+
+
+def test_fields_of_one_name_in_two_tables_make_cells_of_their_own(tmp_path):
+    grid = {"recipe.schedule": ["uniform", "ads"], "optimizer.schedule": ["cosine", "constant"]}
+    found = expand(study(corpus_folder(tmp_path), recipe={"name": "data_scheduling"}, grid=grid), read_corpus)
+    assert [c.name for c in found.cells] == [
+        f"recipe.schedule={a} optimizer.schedule={b}" for a in ("uniform", "ads") for b in ("cosine", "constant")
+    ]  # fmt: skip
+    assert [c.runs[0].spec.optimizer.schedule for c in found.cells] == ["cosine", "constant"] * 2
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"data": None}, "data: Input should be"), ({"data": "here"}, "data: Input should be"),
+    ({"recipe": 3, "grid": {"seed": [1]}}, "recipe"), ({"recipe": ["sft"]}, "grid.scheme: no such field"),
+    ({"tuning": None, "grid": {"tuning.rank": [4]}}, "tuning: is a mapping of fields"),
+    ({"data": None, "recipe": {"name": "limited_speech", "scheme": "text_only"}, "grid": {"seed": [1]}}, "data"),
+])  # fmt: skip
+def test_a_study_with_a_table_that_is_none_is_refused(tmp_path, fields, words):
+    corpus_folder(tmp_path)
+    with pytest.raises(SpecError) as caught:
+        expand(study(tmp_path, **fields), read_corpus)
+    assert words in str(caught.value)
+
+
+def test_custom_stages_keep_their_own_steps(tmp_path):
+    def custom(*steps):
+        stages = [[{"name": "a", "steps": n, "mix": {"text": 1}}] for n in steps]
+        grid = {"recipe": [{"name": "custom", "stages": s} for s in stages], "seed": [1, 2]}
+        return study(corpus_folder(tmp_path), grid=grid, controls=[])
+
+    (cell,) = expand(custom(3), read_corpus).cells
+    assert [run.steps for run in cell.runs] == [3, 3]
+    with pytest.raises(SpecError, match=r"own steps, here 3 to 4; say hold: \{steps: free\}"):
+        expand(custom(3, 4), read_corpus)
+
+
+def test_tasks_that_differ_in_more_than_their_names_are_different_jobs(tmp_path):
+    turn = {"name": "turn", "answer": "label", "labels": ["go", "stop", "left", "right"]}
+    tasks = [[{**turn, "instruction": {"en": words}}] for words in ("Which way?", "Where to?")]
+    grid = {"scheme": ["text_only"], "tasks": tasks}
+    found = expand(study(corpus_folder(tmp_path), grid=grid), Reader(["."]))
+    said = [run.spec.tasks[0].instruction["en"] for cell in found.cells for run in cell.runs]
+    assert said == ["Which way?", "Where to?"]
 
 
 def test_an_unknown_key_of_a_study_is_refused(tmp_path):

@@ -84,7 +84,7 @@ class Reader:
         self.roots, self.jobs, self._read = roots, jobs, {}
 
     def __call__(self, spec: JobSpec) -> Corpus:
-        given = [t if isinstance(t, str) else t.name for t in spec.tasks or []]
+        given = [t if isinstance(t, str) else t.model_dump_json() for t in spec.tasks or []]
         evaluate = spec.evaluate
         also = f"{evaluate.guards} {evaluate.demos.from_ if evaluate.demos.most else []}"
         key = f"{spec.data!r} {spec.source!r} {spec.language} {given} "

@@ -74,7 +74,7 @@ def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
 
 def _paths(template: Mapping[str, Any]) -> set[str]:
     recipe = template.get("recipe", "auto")
-    name = recipe if isinstance(recipe, str) else dict(recipe).get("name", "auto")
+    name = recipe.get("name", "auto") if isinstance(recipe, Mapping) else recipe
     strategy = next((s for s in STRATEGIES if s.model_fields["name"].default == name), STRATEGIES[0])
     nested = {
         "data": Data,
@@ -101,5 +101,8 @@ def with_value(data: Mapping[str, Any], path: list[str], value: Any) -> dict[str
     if not rest:
         return {k: v for k, v in {**data, head: value}.items() if k != head or value is not None}
     inner = data.get(head, {})
-    inner = {"name": inner} if isinstance(inner, str) else dict(inner)
+    if head == "recipe" and isinstance(inner, str):
+        inner = {"name": inner}
+    if not isinstance(inner, Mapping):
+        raise problem(head, "is a mapping of fields, one of which the grid varies", inner)
     return {**data, head: with_value(inner, rest, value)}

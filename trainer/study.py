@@ -19,7 +19,7 @@ from trainer.metrics import named
 from trainer.resolve import Resolved, resolve
 from trainer.spec import JobSpec, parse_job, read_yaml
 from trainer.stage import RECORDINGS, cumulative, shares
-from trainer.strategies import LimitedSpeech, LinearProbe, Majority, Untuned
+from trainer.strategies import Custom, LimitedSpeech, LinearProbe, Majority, Untuned
 from trainer.suite import Suite
 
 SEEDS = ("seed", "data.subset_seed")
@@ -117,19 +117,19 @@ def expand(study: StudySpec, read: Read) -> Expanded:
     found = points(study.grid, study.also, template)
     # A field with one value in all cells does not tell them apart, so it stays out of their names.
     varied = {k for p in found for k in p if len({repr(q.get(k, "not said")) for q in found}) > 1 and k not in SEEDS}
+    called = {k: short(k) if [*map(short, varied)].count(short(k)) == 1 else k for k in varied}
     for settings in found:
-        shown = {short(k): v for k, v in settings.items() if k in varied}
+        shown = {called[k]: v for k, v in settings.items() if k in varied}
         name = " ".join(said(k, v) for k, v in shown.items()) or study.study
         cells.setdefault(name, Cell(name, shown))
         data: dict[str, Any] = {**template, "name": f"{study.study}/{name}"}
         for key, value in settings.items():
             data = with_value(data, key.split("."), value)
-        recipe = data.get("recipe")
-        if isinstance(recipe, Mapping) and recipe.get("scheme") in WITHOUT_RECORDINGS:
+        recipe, rows = data.get("recipe"), data.get("data")
+        if isinstance(recipe, Mapping) and isinstance(rows, Mapping) and recipe.get("scheme") in WITHOUT_RECORDINGS:
             # what the mixing cells share says nothing about a cell without recordings
             kept = {k: v for k, v in recipe.items() if k not in ("speech_presentations", "speech_share")}
-            used = {k: v for k, v in data.get("data", {}).items() if k != "pairing"}
-            data = {**data, "recipe": kept, "data": used}
+            data = {**data, "recipe": kept, "data": {k: v for k, v in rows.items() if k != "pairing"}}
         with naming(data["name"]):
             jobs.append((name, _only_speech(parse_job(data), study.hold)))
 
@@ -310,8 +310,13 @@ def _hold_steps(jobs: list[tuple[str, JobSpec]], read: Read) -> list[tuple[str, 
         return jobs
     if len(given - {None}) > 1 or len({job.epochs for _, job in jobs}) > 1:
         raise problem("hold.steps", "the grid varies steps or epochs; say hold: {steps: free}", "equal")
-    most = max(_resolved(job, read).steps for _, job in jobs)
-    return [(name, job.model_copy(update={"steps": most})) for name, job in jobs]
+    steps = [_resolved(job, read).steps for _, job in jobs]
+    custom = [isinstance(job.recipe, Custom) for _, job in jobs]
+    if any(own and n < max(steps) for own, n in zip(custom, steps, strict=True)):
+        message = f"custom stages say their own steps, here {min(steps)} to {max(steps)}; say hold: {{steps: free}}"
+        raise problem("hold.steps", message, "equal")
+    longest = [(name, job.model_copy(update={"steps": max(steps)})) for name, job in jobs]
+    return [old if own else new for old, new, own in zip(jobs, longest, custom, strict=True)]
 
 
 def _hold_presentations(
