@@ -122,6 +122,7 @@ REFUSED = [
     ({"evaluate": {"on": ["de:test", "de:test"]}}, "evaluate.on: utterance de-DE-1000 is in de:test and in de:test"),
     ({"evaluate": {"on": ["de:test", "fr:train"]}}, "source.data: utterance fr-FR-"),
     ({"source": {"language": [], "data": "fr"}}, "name at least one language and one data set"),
+    ({"source": {"language": "fr", "data": ["fr", "fr:train"]}}, "source.data: names fr:train twice"),
 ]  # fmt: skip
 
 

@@ -184,8 +184,12 @@ def _lent(spec: JobSpec, roots: Roots) -> dict[str, SourceRows]:
     assert spec.source is not None
     lent: dict[str, list[SourceRows]] = {}
     how = {"speech_fraction": spec.source.speech_fraction, **spec.data.model_dump(include={"subset_seed", "pairing"})}
+    named: set[str] = set()
     for ref in spec.source.references:
         whole = read_rows("source.data", ref, roots, "train")
+        if whole.ref in named:
+            raise problem("source.data", f"names {whole.ref} twice, whose rows would count double; take one out", ref)
+        named.add(whole.ref)
         _only_in(spec.source.languages, "source.language", whole)
         for name, rows in _both("source.data", whole, Data(corpus=ref, **how)).items():
             lent.setdefault(f"source_{name}", []).append(rows)
