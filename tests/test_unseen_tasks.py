@@ -10,8 +10,10 @@ import toy
 import yaml
 
 from trainer.estimate import _answering, estimate
+from trainer.evaluate.scoring import Scoring
 from trainer.fields import SpecError
 from trainer.predictions import FOLLOWING, put, read_predictions
+from trainer.ranks import Ranks
 from trainer.resolve import check_pins
 from trainer.run import run
 from trainer.store import FolderStore
@@ -112,6 +114,14 @@ def test_a_pool_of_another_task_is_refused(world):
         job(world, {"demos": {"k": 1, "from": ["speech:train"]}})
 
 
+def test_a_pool_without_words_is_refused(world, tmp_path):
+    rows = [json.loads(line) for line in (world[1] / "pitch" / "train.jsonl").read_text().splitlines()]
+    bare = [{**row, "text": None, "audio": str(world[1] / "pitch" / row["audio"])} for row in rows]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    with pytest.raises(SpecError, match=r"evaluate\.demos\.from\[0\]: has no row with transcript and label"):
+        job(world, {"demos": {"k": 1, "from": [f"{tmp_path}:train"]}})
+
+
 def test_a_pool_that_has_changed_is_refused(world):
     resolved, corpus = job(world)
     first, *rest = corpus.pools
@@ -184,3 +194,7 @@ def test_looking_up_by_what_is_heard_needs_recordings_and_the_base(world, tmp_pa
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(PITCH))
     with pytest.raises(SpecError, match=r"query_text: needs a recording of every test utterance, and test-0 has none"):
         job(world, {"demos": demos, "on": f"{tmp_path}:test"})
+    (tmp_path / "dev.jsonl").write_text(mute.replace('"test"', '"dev"').replace('"test-', '"dev-'))
+    resolved, corpus = job(world, {"demos": demos, "dev": f"{tmp_path}:dev"})
+    with pytest.raises(DataError, match="utterance dev-0: no recording to hear what demonstrations are looked up by"):
+        Scoring(resolved, corpus, Ranks(), lambda event: None)

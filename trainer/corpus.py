@@ -273,6 +273,9 @@ def _pools(
         if not pool.rows:
             has = ", ".join(sorted({u.task for u in whole.rows}))
             raise problem(field, f"has rows of {has}, none of the test's {', '.join(sorted(tested))}", ref)
+        if not any(u.text and u.label is not None for u in pool.rows):
+            message = "has no row with transcript and label, and demonstrations are shown as text"
+            raise problem(field, message, ref, UnfitDataError)
         no_leak([(field, pool)], test, "test")
         no_leak([(field, pool)], dev, "dev")
         found.append(pool)

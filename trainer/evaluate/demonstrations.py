@@ -33,8 +33,8 @@ class Asking:
         self._shown: dict[tuple[str, ...], list[list[Utterance]]] = {}
 
     def check(self, queries: Sequence[Utterance]) -> None:
-        """DataError for a query with too few demonstrations, or without a transcript to look them up by where its own
-        is used: said before training."""
+        """DataError for a query with too few demonstrations, or without the transcript or recording to look them up by:
+        said before training."""
         by = {one.query_text for one in self.evaluate.conditions().values()}
         for query in queries if self.evaluate.demos.most else ():
             if (found := self._candidates.count(query)) < self.evaluate.demos.most:
@@ -45,6 +45,9 @@ class Asking:
                 )
             if "gold" in by and not query.text:
                 message = "no transcript to look demonstrations up by; use retriever: random or query_text: asr"
+                raise DataError(f"utterance {query.id}: {message}")
+            if "asr" in by and not query.audio:
+                message = "no recording to hear what demonstrations are looked up by; use query_text: gold"
                 raise DataError(f"utterance {query.id}: {message}")
 
     def __call__(
