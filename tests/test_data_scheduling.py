@@ -1,5 +1,6 @@
 """Data scheduling (arXiv 2601.12494): quotas, stages, k-centre by brute force, coverage, neutral setting, resume."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from trainer.balance import pick, quotas, random_vectors, whole_numbers
 from trainer.fields import SpecError
 from trainer.plan import plan_stage
 from trainer.stage import Balanced, Diverse
+from trainer.tokens import DataError
 
 LABELS = scheduled.LABELS
 
@@ -247,6 +249,24 @@ def test_a_plain_stage_may_show_some_tasks(folder):
     ids = [u.id for step in shown(resolved, corpus) for u in step]
     assert {u.task for step in shown(resolved, corpus) for u in step} == {"say"}
     assert sorted(ids[:12]) == sorted(ids[12:24])
+
+
+@pytest.mark.parametrize("schedule", scheduled.SCHEDULES)
+def test_further_sentences_are_rows_of_their_task(folder, tmp_path, schedule):
+    rows = [{"id": f"more-{n}", "task": "brief", "language": "en", "split": "train", "text": f"in other words {n}",
+             "label": str(n)} for n in range(5)]  # fmt: skip
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"text": "text", "speech": "speech", "extra_text": str(tmp_path / "more.jsonl")}
+    resolved, corpus = scheduled.resolved(folder, recipe={"name": "data_scheduling", "schedule": schedule}, data=data)
+    seen = {u.id for n in range(len(resolved.stages)) for step in shown(resolved, corpus, n) for u in step}
+    assert any(name.startswith("more-") for name in seen)
+
+
+def test_a_fraction_that_leaves_a_task_no_row_is_said(folder):
+    stage = {"name": "a", "steps": 2, "mix": {"speech": 1}, "fraction": 0.04, "tasks": ["tone", "say"]}
+    resolved, corpus = scheduled.resolved(folder, recipe={"name": "custom", "stages": [stage]}, steps=None)
+    with pytest.raises(DataError, match=r"fraction 0.04 of stage a leaves no row of task (tone|say) in the source"):
+        plan_stage(resolved, 0, corpus)
 
 
 def test_with_one_task_every_schedule_shows_the_order_of_sft(tmp_path):

@@ -24,6 +24,7 @@ from trainer.object_store import Store
 from trainer.resolve import Resolved
 from trainer.rng import permutation
 from trainer.stage import AnyCurve, Balanced, Diverse, Stage, cumulative
+from trainer.tokens import DataError
 
 TEXT, SPEECH = 0, 1
 BLOCK = 1 << 20
@@ -144,8 +145,20 @@ def usable_rows(resolved: Resolved, stage: Stage, corpus: Corpus | None) -> dict
             assert corpus is not None, "a stage of some tasks is planned with its corpus"
             all_rows = corpus.sources[name].rows
             rows = rows[[stage.shows(all_rows[r].task) for r in rows.tolist()]]
+        if stage.picks and stage.fraction < 1:
+            assert corpus is not None, "a stage that picks among tasks is planned with its corpus"
+            _refuse_lost(stage, name, corpus, rows)
         usable[name] = rows
     return usable
+
+
+def _refuse_lost(stage: Stage, source: str, corpus: Corpus, rows: np.ndarray) -> None:
+    """DataError where none of the `rows` that a stage's fraction leaves of a source is of a task it shows there."""
+    every = [u.task for u in corpus.sources[source].rows]
+    kept = {every[r] for r in rows.tolist()}
+    if lost := sorted({task for task in every if stage.shows(task)} - kept):
+        share = f"fraction {stage.fraction:g} of stage {stage.name}"
+        raise DataError(f"{share} leaves no row of task {lost[0]} in the source {source}; raise it")
 
 
 def _drawn_before(resolved: Resolved, stage_index: int, corpus: Corpus) -> dict[str, int]:

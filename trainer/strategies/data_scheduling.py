@@ -23,8 +23,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from trainer.fields import Share, Spec, nearest, problem
-from trainer.stage import Balanced, Diverse, Mixture, Optimizer, Sampler, Source, Stage, source_shares
-from trainer.strategies.budget import Budget, in_proportion
+from trainer.stage import Balanced, Diverse, Mixture, Optimizer, Sampler, Source, Stage, hears, source_shares
+from trainer.strategies.budget import SOURCES, Budget, in_proportion
 
 BY_SCHEDULE = {
     "uniform": set(),
@@ -140,10 +140,10 @@ def _stage(
 ) -> Stage:
     """A stage over tasks (None: all), its mix as it follows from their shares."""
     rows = {t: dict(found.rows) for t, found in budget.tasks.items() if tasks is None or t in tasks}
-    sources: list[Source] = [s for s in ("text", "synthetic", "speech") if any(s in own for own in rows.values())]
+    sources: list[Source] = [s for s in SOURCES if any(s in own for own in rows.values())]
     assert not isinstance(sampler, Mixture)
     mix = dict(zip(sources, source_shares(sampler, rows, sources), strict=True))
     return Stage(
         name=name, steps=steps, mix=mix, tasks=tasks, sampler=sampler, optimizer=optimizer,  # type: ignore[arg-type]
-        trainable=budget.trainable(hears=sources != ["text"]),
+        trainable=budget.trainable(hears=hears(sources)),
     )  # fmt: skip
