@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import toy
 
@@ -34,6 +35,12 @@ class TestSelection:
     def test_gamma_0_is_uniform_over_texts_even_where_nothing_is_misaligned(self):
         web = np.array([0.7, 0.2, 0.1])
         assert selection.target(web, np.array([0.3, 0.0, 9.0]), 0) == pytest.approx(web)
+
+    def test_a_large_gamma_takes_the_worst_alone(self):
+        """Its powers would be beyond what a number can say."""
+        for worst in (4.0, 0.004):
+            found = selection.target(np.array([0.5, 0.5]), np.array([worst / 2, worst]), 999)
+            assert found == pytest.approx([0, 1])
 
     def test_nothing_to_select_by_is_said(self):
         with pytest.raises(ValueError, match="misalignment is 0 in every cluster"):
@@ -155,6 +162,20 @@ def test_selected_texts_are_spoken_and_told(world, tmp_path):
     assert [c["p_target"] for c in clusters] == pytest.approx([w / sum(weight) for w in weight])
     assert report.provenance["selected by"] == "active, gamma 5, for the job toy"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_job_may_be_tested_on_several_sets(world, tmp_path):
+    evaluate = {"on": ["speech:test", "other:test"], "decode": {"max_new_tokens": 4}}
+    (world["data"] / "other").mkdir()
+    row = {"id": "x", "task": "tone", "language": "en", "split": "test", "label": "low", "text": "the lamp in room 0"}
+    row |= {"audio": "x.wav", "duration_s": 0.3}
+    soundfile.write(world["data"] / "other" / "x.wav", toy.wave(300, 0.3), 16000)
+    (world["data"] / "other" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    (world["data"] / "other" / "task.yaml").write_bytes((world["data"] / "text" / "task.yaml").read_bytes())
+    resolved, corpus = toy.resolved(world["base"], world["data"], recipe="salad", steps=1, evaluate=evaluate)
+    assert run(resolved, FolderStore(tmp_path / "job"), corpus=corpus).outcome == "succeeded"
+    report = build(world, tmp_path / "out", ask({**world, "job": tmp_path / "job"}, budget="29"))
+    assert "2 texts are in the test set and left out" in report.notes
 
 
 def test_the_control_draws_evenly_and_a_time_is_met_by_the_fewest(world, tmp_path):

@@ -45,7 +45,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--embedding", default="tfidf", help="tfidf, or a sentence encoder's hub id or folder")
     parser.add_argument("--pooling", choices=("cls", "mean"), default="cls")
-    parser.add_argument("--not-in", help="data set whose texts are not to be selected: what the job is tested on")
+    parser.add_argument(
+        "--not-in", action="append", default=[], metavar="DATA",
+        help="data set whose texts are not to be selected: what the job is tested on (repeatable)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-root", action="append", default=[])
     options = parser.parse_args(arguments)
@@ -97,7 +100,7 @@ def select(options: argparse.Namespace, roots: Sequence[str]) -> tuple[dict[str,
 def _texts(options: argparse.Namespace, roots: Sequence[str]) -> tuple[list[Utterance], list[str]]:
     """(the texts that may be selected, what was left out)."""
     rows = [u for u in load(options.texts, roots) if u.split == "train" and u.text and u.text.strip()]
-    held = {plain(u) for u in load(options.not_in, roots) if u.text} if options.not_in else set()
+    held = {plain(u) for ref in options.not_in for u in load(ref, roots) if u.text}
     kept = [u for u in rows if plain(u) not in held]
     if not kept:
         raise problem("--texts", "no row of split train has a text that is not tested on", options.texts)

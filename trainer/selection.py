@@ -59,7 +59,8 @@ def misalignment(
 def target(web: np.ndarray, misaligned: np.ndarray, gamma: float) -> np.ndarray:
     """P_target of each cluster, in proportion to P_web · M^gamma; gamma 0 leaves P_web. ValueError where all of it is
     0."""
-    weight = web * misaligned.astype(np.float64) ** gamma
+    most = float(misaligned.max()) or 1.0  # so that no power of it is beyond what numbers can say
+    weight = web * (misaligned.astype(np.float64) / most) ** gamma
     if not weight.sum() > 0:
         raise ValueError("misalignment is 0 in every cluster, so there is nothing to select by; use strategy: uniform")
     return weight / weight.sum()

@@ -22,6 +22,7 @@ from trainer import audio
 from trainer.corpus import read_corpus
 from trainer.manifest import Utterance, fingerprint, load
 from trainer.resolve import Resolved
+from trainer.spec import listed
 from trainer.store import Store, StoreError, open_store
 
 Measure = Callable[[list[str]], int]
@@ -83,7 +84,7 @@ def build_active(
             row["chosen"] = chosen[row["cluster"]]
         for record in found.records:
             record.meta["cluster"] = cluster[str(record.id)]
-        told = {"strategy": ask.strategy, "budget": ask.budget, **told}
+        told |= {"strategy": ask.strategy, "budget": ask.budget}
         (folder / "clusters.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         found.notes += [*told["notes"], f"selected: {len(found.records)} of {len(order)} texts, {ask.strategy}"]
         found.provenance |= {
@@ -148,7 +149,9 @@ def _measured(
     if not (done.is_file() and done.read_text() == asked):
         arguments = ["--job", ask.job, "--texts", ask.texts, "--probe", ask.probe, "--out", str(folder)]
         arguments += ["--clusters", str(ask.clusters), "--gamma", str(_gamma(ask)), "--seed", str(ask.seed)]
-        arguments += ["--embedding", ask.embedding, "--pooling", ask.pooling, "--not-in", resolved.test.ref]
+        arguments += ["--embedding", ask.embedding, "--pooling", ask.pooling]
+        for test in listed(resolved.spec.evaluate.on):
+            arguments += ["--not-in", test]
         for root in roots:
             arguments += ["--data-root", str(root)]
         if measure(arguments):
