@@ -1,6 +1,7 @@
 """Running text with heard segments (arXiv 2510.13632, 2412.15712): cuts, places and losses by hand, packed as alone."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -319,6 +320,18 @@ def test_the_untrained_model_has_forgotten_nothing(world, model):
     assert found.forgetting == pytest.approx(0, abs=1e-6)
     assert found.misalignment > 1e-3
     assert found.predictions == sum(len(e.supervised) for e in reference)
+
+
+def test_what_is_measured_can_be_cut(world, model, tmp_path):
+    """A test row whose words are not its transcript's is left out, as it is where a job is refused."""
+    shutil.copytree(world[1], tmp_path / "data")
+    path = tmp_path / "data" / "speech" / "test.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first.replace("tone 0 is", "tone 0 was"), *rest]) + "\n")
+    resolved, corpus = job((world[0], tmp_path / "data"), knobs={"measure_every": 2})
+    assert corpus.test.rows[0].text.startswith("tone 0 was")
+    reference = toy.loop(resolved, corpus, model).reference(resolved.stages[0])
+    assert len(reference) == len(corpus.test.rows) - 1
 
 
 @pytest.mark.parametrize("pretrain", ["mixed", "contrastive+mixed"])

@@ -22,8 +22,7 @@ from trainer.stage import (
 )  # fmt: skip
 from trainer.strategies import Baseline, Custom, Untuned
 from trainer.tokens import check_window
-from trainer.utterance import Utterance
-from trainer.words import places
+from trainer.words import in_turns
 
 MOST_PRESENTATIONS = 100_000_000
 """Of a job: its plan is arrays of that length."""
@@ -154,22 +153,17 @@ def _untimed(stage: Stage, spec: JobSpec, corpus: Corpus) -> list[Problem]:
         message = f"would move the times of words, which stage {stage.name} needs; use report"
         problems.append(Problem("data.trim_silence", "on", message))
     for source in (name for name in stage.mix if MODALITY[name] == "speech"):
-        if bare := [u.id for u in corpus.sources[source].rows if stage.shows(u.task) and not _in_turns(u)]:
+        if bare := [u.id for u in corpus.sources[source].rows if stage.shows(u.task) and not in_turns(u)]:
             message = (
                 f"{len(bare)} rows have no times of two words or more that agree with their transcript, which stage "
                 f"{stage.name} needs (`words` of a manifest; `attune words`); the first is {bare[0]}"
             )
             problems.append(Problem(f"data.{source}", corpus.sources[source].ref, message))
     assert corpus.test is not None
-    if stage.measure and not any(u.audio and _in_turns(u) for u in corpus.test.rows):
+    if stage.measure and not any(u.audio and in_turns(u) for u in corpus.test.rows):
         message = "no row has times of words, which measuring misalignment here needs; leave measuring out"
         problems.append(Problem("evaluate.on", corpus.test.ref, message))
     return problems
-
-
-def _in_turns(row: Utterance) -> bool:
-    """Whether some of a recording's words can be heard and others read."""
-    return bool(row.text) and len(row.words or ()) > 1 and places(row.text or "", row.words or ()) is not None
 
 
 def refuse_unbuilt(spec: JobSpec) -> None:

@@ -18,6 +18,7 @@ from trainer.rng import philox
 from trainer.spec import Task, builtin_tasks
 from trainer.stage import Interleaved, Labels, Plain, Stage, Transcribe, Twin, View
 from trainer.tokens import AudioShape, DataError, Tokens, asked, demonstration, right_answer, transcript
+from trainer.words import in_turns
 
 TEXT, SPEECH = "text", "speech"
 VIEWS = (TEXT, SPEECH)
@@ -206,7 +207,7 @@ def reference_examples(resolved, corpus, tokens: Tokens, recordings: Recordings,
     assert stage.measure is not None
     tasks = {task.name: task for task in resolved.spec.tasks}
     timed = isinstance(stage.view, Interleaved)
-    usable = [u for u in corpus.test.rows if u.audio and u.text and (not timed or len(u.words or ()) > 1)]
+    usable = [u for u in corpus.test.rows if u.audio and u.text and (not timed or in_turns(u))]
     view, speech = Plain() if isinstance(stage.view, Labels) else stage.view, VIEWS.index(SPEECH)
     made_of = (view, tasks, tokens, recordings)
     return [

@@ -48,6 +48,12 @@ def places(text: str, words: Sequence[Word]) -> list[int] | None:
     return [*found, len(text)] if words and at == len(letters) else None
 
 
+def in_turns(utterance) -> bool:
+    """Whether some of an utterance's words can be heard and others read."""
+    words = utterance.words or ()
+    return bool(utterance.text) and len(words) > 1 and places(utterance.text, words) is not None
+
+
 def _letters(char: str) -> str:
     """Letters and digits of a character, without case and accents."""
     if char.isascii():
