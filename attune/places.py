@@ -10,26 +10,27 @@ DATA = (
 )  # fmt: skip
 SHORT = {name.rpartition(".")[2] for name in DATA}
 """How the grid of a study may call them."""
+START = "init_from"
+"""An earlier job by its folder; one that the service knows by its id is no file here."""
 
 
 def absolute(spec: Mapping[str, Any], roots: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The spec with every data reference that exists under a root, and a base that is a folder here, as absolute paths;
-    and what has changed, by field. Anything else is left for the service to find."""
+    """The spec with every data reference and earlier job that exist under a root, and a base that is a folder here, as
+    absolute paths; and what has changed, by field. Anything else is left for the service to find."""
     changed: dict[str, str] = {}
 
     def at(field: str, name: str, value: Any) -> Any:
         """A field's value, or a list of values in a grid."""
         if isinstance(value, list):
             return [at(f"{field}[{n}]", name, each) for n, each in enumerate(value)]
-        found = _base(value) if name == "base" else _data(value, roots) if name in SHORT else None
+        found = _base(value) if name == "base" else _data(value, roots) if name in (*SHORT, START) else None
         if found is None or found == value:
             return value
         changed[field] = found
         return found
 
     made = dict(spec)
-    if "base" in made:
-        made["base"] = at("base", "base", made["base"])
+    made |= {name: at(name, name, made[name]) for name in ("base", START) if name in made}
     for name in DATA:
         made = _with(made, name.split("."), name, at)
     if isinstance(made.get("grid"), Mapping):
@@ -50,7 +51,7 @@ def _with(table: Mapping[str, Any], path: Sequence[str], name: str, at) -> dict[
 
 
 def _cells(place: str, table: Mapping[str, Any], at) -> dict[str, Any]:
-    names = {key: key.rpartition(".")[2] for key in table if key in (*DATA, *SHORT, "base")}
+    names = {key: key.rpartition(".")[2] for key in table if key in (*DATA, *SHORT, "base", START)}
     return {key: at(f"{place}.{key}", names[key], value) if key in names else value for key, value in table.items()}
 
 

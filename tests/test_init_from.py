@@ -127,8 +127,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(world, earlier, 
 
 
 def test_another_base_is_refused(world, earlier, tmp_path):
-    with pytest.raises(SpecError, match=r"trained on the base files:.*, here it is files:"):
-        job((toy.base(tmp_path / "other", seed=5), world[1]), init_from=earlier[1].uri)
+    other, (result, store) = (toy.base(tmp_path / "other", seed=5), world[1]), earlier
+    for place in (store.uri, f"{store.uri}/{result.checkpoint}", f"{store.uri}/{result.checkpoint}/adapter/"):
+        with pytest.raises(SpecError, match=r"trained on the base files:.*, here it is files:"):
+            job(other, init_from=place)
+
+
+def test_weights_that_are_none_end_the_job_with_a_reason(world, earlier, tmp_path):
+    result, store = earlier
+    config = store.get(f"{result.checkpoint}/adapter/adapter_config.json")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_bytes(config)
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"no tensors")
+    made = train(world, FolderStore(tmp_path / "out"), init_from=str(tmp_path / "adapter"))
+    assert (made.outcome, made.reason) == ("failed", "invalid_spec")
+    assert "init_from: its weights cannot be read" in made.message
 
 
 def test_weights_without_a_place_end_the_job_with_a_reason(world, earlier, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -168,7 +169,10 @@ def start_from(module: nn.Module, trained: dict[str, nn.Parameter], data: bytes,
     of its shape here; what it lacks stays as it is in the base."""
     here = {_plain(name): parameter for name, parameter in trained.items()}
     held = {_plain(name): value for name, value in [*module.named_parameters(), *module.named_buffers()]}
-    found = {_plain(name): value for name, value in load_tensors(data).items()}
+    try:
+        found = {_plain(name): value for name, value in load_tensors(data).items()}
+    except SafetensorError as error:
+        raise problem("init_from", f"its weights cannot be read ({error}); copy them again", ref) from None
 
     def fits(name: str, value: torch.Tensor) -> bool:
         if name in here:

@@ -22,6 +22,8 @@ ADAPTER, WHOLE = "adapter_model.safetensors", "model.safetensors"
 """What the folder of a trained state holds: LoRA beside its adapter_config.json, or whole parts under the stock model's
 names."""
 _JOB = re.compile(r"(ftjob-[0-9a-z]{26})(?:/.*)?")
+_CHECKPOINT = re.compile(r"(.+)/attempts/\d+/checkpoints/\d+(?:/adapter)?/?")
+"""The job's folder in the place of one of its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def find_start(ref: str, roots: Sequence[Path | str] = (".",), jobs: str | None 
             raise problem("init_from", message, ref)
         places = [f"{jobs}/{ref}"]
     try:
-        found = next((start for place in places if (start := _read(ref, open_store(place)))), None)
+        found = next((start for place in places if (start := _read(ref, open_store(place), _base(place)))), None)
     except (StoreError, OSError, BotoCoreError, ClientError, json.JSONDecodeError) as error:
         raise problem("init_from", f"cannot be read: {error}", ref) from None
     if found is None:
@@ -75,7 +77,14 @@ def find_start(ref: str, roots: Sequence[Path | str] = (".",), jobs: str | None 
     return found
 
 
-def _read(ref: str, store: Store) -> Start | None:
+def _base(place: str) -> str | None:
+    """The base under a checkpoint that lies in its job's folder; None for any other place."""
+    match = _CHECKPOINT.fullmatch(place)
+    job = open_store(match[1]) if match else None
+    return json.loads(job.get("spec.json")).get("base_revision") if job and job.exists("spec.json") else None
+
+
+def _read(ref: str, store: Store, base: str | None) -> Start | None:
     if store.exists("final.json"):
         checkpoint = json.loads(store.get("final.json")).get("checkpoint")
         if not checkpoint:
@@ -87,10 +96,10 @@ def _read(ref: str, store: Store) -> Start | None:
         raise problem("init_from", message, ref)
     if store.exists("config.json"):
         raise problem("init_from", "is a whole model; name it in base", ref)
-    return _weights(ref, store, "") or _weights(ref, store, "adapter/")
+    return _weights(ref, store, "", base) or _weights(ref, store, "adapter/", base)
 
 
-def _weights(ref: str, store: Store, prefix: str, base: str | None = None) -> Start | None:
+def _weights(ref: str, store: Store, prefix: str, base: str | None) -> Start | None:
     if store.exists(f"{prefix}{ADAPTER}"):
         config = json.loads(store.get(f"{prefix}adapter_config.json"))
         return Start(ref, store, f"{prefix}{ADAPTER}", base, config)
