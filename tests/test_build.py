@@ -290,6 +290,7 @@ class TestSummaries:
             (tts, "the language is unknown; say it, e.g. --language ar"),
             ([*tts, "--language", "ar", "--text", "documents"], "--text documents: no such column; did you mean"),
             (["--language", "ar"], "either spoken by --tts or have recordings, --audio"),
+            (["--language", "ar", "--audio", ""], "either spoken by --tts or have recordings, --audio"),
             (["--language", "ar", "--audio", "sound"], "--audio sound: neither a folder nor a column"),
             (["--language", "ar", "--audio", str(tmp_path)], "found by the rows' ids, which have no column"),
             ([*tts, "--language", "ar", "--workers", "0"], "--workers 0: must be 1 or more"),

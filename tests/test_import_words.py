@@ -63,6 +63,14 @@ def test_textgrids_long_and_short(tmp_path, encoding):
     assert [w["text"] for w in found["b"]] == ["sil", "ja"]
 
 
+def test_textgrids_of_one_name_are_told_apart_by_nothing(tmp_path):
+    for speaker in ("anna", "bert"):
+        (tmp_path / speaker).mkdir()
+        (tmp_path / speaker / "001.TextGrid").write_text(SHORT)
+    with pytest.raises(SourceError, match=r"anna/001.TextGrid and .*bert/001.TextGrid: .*give each its own"):
+        read_textgrids(tmp_path)
+
+
 @pytest.mark.parametrize(("text", "words"), [
     (LONG.replace("anna - words", "other"), "which tier has the words"), ("nothing", "cannot be read as a TextGrid"),
     (LONG[:-60], "cannot be read as a TextGrid"),

@@ -39,7 +39,7 @@ def build_summaries(
     """A data set of spoken documents with summaries: their speech is synthesised (`speech`) or exists (`ask.audio`).
     Returns the report, which is also in the folder. SourceError as of `import_dataset`."""
     source, out = Path(source), Path(out)
-    if (speech is None) == (ask.audio is None):
+    if (speech is None) == (not ask.audio):
         raise SourceError("documents are either spoken by --tts or have recordings, --audio; give one of the two")
     check_new(out)
     with kept(out) as folder:

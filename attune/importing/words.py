@@ -47,7 +47,11 @@ def read_textgrids(folder: Path) -> dict[str, list[Word]]:
     files = sorted(folder.rglob("*.TextGrid"))
     if not files:
         raise SourceError(f"{folder}: no .TextGrid in it")
-    return {path.stem: sorted(_words_of(path), key=_time) for path in files}
+    by_name = {path.stem: path for path in files}
+    if twice := next((path for path in files if by_name[path.stem] is not path), None):
+        remedy = "recordings find their times by the file's name; give each its own"
+        raise SourceError(f"{twice} and {by_name[twice.stem]}: {remedy}")
+    return {name: sorted(_words_of(path), key=_time) for name, path in by_name.items()}
 
 
 def _words_of(path: Path) -> list[Word]:
