@@ -303,6 +303,8 @@ def test_another_tenth_is_another_job(world):
     assert plans[0] != plans[1]
     assert seeded(0.25, 0).hash != seeded(0.25, 1).hash
     assert seeded(1, 0).hash == seeded(1, 1).hash
+    plan = plan_stage(seeded(1e-12, 0), 0)
+    assert len(set(zip(plan.source.tolist(), plan.row.tolist(), strict=True))) == 2  # one row of each source
 
 
 def test_layers_are_shares_of_the_depth():
@@ -314,7 +316,7 @@ def test_layers_are_shares_of_the_depth():
 @pytest.mark.parametrize(("knobs", "words"), [
     ({"pretrain": "mixed"}, "18 rows have no times of two words"), ({"init_from": "x"}, "say init_from beside recipe"),
     ({"pretrain": "asr", "group_size": 4}, "compares nothing; leave group_size out"),
-    ({"group_size": 3}, "multiple of the objective"), ({"layers": []}, "recipe: layers names none"),
+    ({"group_size": 3}, "multiple of the objective"), ({"layers": []}, "makes no stage: layers names none"),
     ({"pretrain_epochs": 3}, "pre-training takes 7 steps of 6"),
 ])  # fmt: skip
 def test_what_cannot_be_followed_is_refused(world, knobs, words):

@@ -101,6 +101,10 @@ UNFIT = [
     ({"tuning": {"method": "projector"}, "recipe": {"name": "limited_speech", "scheme": "text_only"}},
      "tuning.method: stage text_only would train nothing: it opens only lm, and tuning keeps lm frozen; "
      "mix in recordings, or use method: lora (given: 'projector')"),
+    ({"recipe": {"name": "limited_speech", "scheme": "curriculum", "late_warmup_ratio": 30}},
+     "recipe: makes no stage: optimizer: warmup_ratio: a share lies between 0 and 1"),
+    ({"recipe": {"name": "sft", "sources": ["text", "text"]}}, "recipe.sources: names a source twice"),
+    ({"steps": None, "epochs": 1e308}, "epochs: more steps than can be counted"),
     ({"steps": 10**9}, "steps: 8,000,000,000 examples would be presented; a job has 100,000,000 at most"),
     ({"steps": None, "epochs": 1e9}, "steps: 52,000,000,000 examples would be presented"),
 ]  # fmt: skip

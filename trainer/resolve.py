@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from trainer.bases import pin_base
 from trainer.corpus import Corpus, Guarded, read_corpus
-from trainer.fields import Problem, Spec, SpecError, nearest, problem, readable
+from trainer.fields import Problem, Spec, SpecError, nearest, problem
 from trainer.labels import pin_encoder, refuse_conditions, refuse_names
 from trainer.metrics import METRICS, default_metrics
 from trainer.refusals import (
@@ -198,8 +198,12 @@ def resolve(spec: JobSpec, corpus: Corpus) -> Resolved:
         check_window(family_of(spec.base), spec.encoder_window)
     try:
         stages = spec.recipe.stages(corpus.counts(), budget_of(spec, corpus))
+        stages = [Stage.model_validate(stage.model_dump()) for stage in stages]  # nobody looks at changed copies
     except ValidationError as error:  # knobs that are right one by one, and make no stage together
-        raise readable(error, {}, "recipe") from None
+        said = [": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()]
+        raise problem("recipe", f"makes no stage: {'; '.join(said)}") from None
+    except OverflowError:
+        raise problem("epochs", "more steps than can be counted; lower epochs, or those of the recipe") from None
     refuse_idle(stages, spec)
     refuse_endless(stages, spec)
     used = list(dict.fromkeys(source for stage in stages for source in stage.mix))

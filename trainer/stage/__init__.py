@@ -3,7 +3,6 @@
 Strategies return lists of these; the loop executes them and knows no paper (design, section 4).
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from trainer.stage.objective import (
 )  # fmt: skip
 from trainer.stage.optimizer import Optimizer, Trainable
 from trainer.stage.sampler import Balanced, Diverse, Mixture, Sampler, source_shares, task_weights
-from trainer.stage.source import MODALITY, RECORDINGS, TEXTS, Modality, Source, field_of, hears
+from trainer.stage.source import MODALITY, RECORDINGS, TEXTS, Modality, Source, field_of, hears, part
 from trainer.stage.view import Demonstrations, Interleaved, Labels, Lookup, Naming, Plain, Span, Transcribe, View
 
 
@@ -77,7 +76,7 @@ class Stage(Spec):
 
     def kept(self, rows: int) -> int:
         """How many of a source's rows the stage shows."""
-        return math.ceil(self.fraction * rows - 1e-9)
+        return part(rows, self.fraction)
 
     @field_validator("mix", mode="before")
     @classmethod
@@ -113,6 +112,6 @@ __all__ = [
     "DEPTHS", "MODALITY", "RECORDINGS", "TEXTS", "AnyCurve", "AnyShare", "Balanced", "Contrastive", "CrossEntropy",
     "Curve", "Demonstrations", "Distillation", "Divergences", "Diverse", "Interleaved", "Labels", "Lookup", "Mixture",
     "Modality", "Naming", "Objective", "Optimizer", "Plain", "Ramp", "Rest", "Sampler", "Source", "Span", "Stage",
-    "Steps", "Trainable", "Transcribe", "Twin", "View", "area", "cumulative", "field_of", "hears", "mean", "shares",
-    "source_shares", "task_weights",
+    "Steps", "Trainable", "Transcribe", "Twin", "View", "area", "cumulative", "field_of", "hears", "mean", "part",
+    "shares", "source_shares", "task_weights",
 ]  # fmt: skip

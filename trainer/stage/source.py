@@ -1,5 +1,6 @@
 """Where a stage's utterances come from, and how they are shown."""
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -20,6 +21,11 @@ TEXTS: tuple[Source, ...] = ("text", "extra_text", "source_text")
 """Sentences that are read."""
 RECORDINGS: tuple[Source, ...] = ("speech", "source_speech")
 """Recordings of people."""
+
+
+def part(rows: int, fraction: float) -> int:
+    """How many of a source's rows a fraction of them is: rounded up, and one at least where there are any."""
+    return min(rows, max(1, math.ceil(fraction * rows - 1e-9)))
 
 
 def hears(sources: Iterable[str]) -> bool:

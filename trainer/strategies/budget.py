@@ -60,6 +60,8 @@ def in_proportion(
     """One stage over the sources (None: all there are), each in proportion to its rows; `view`: other than plain."""
     chosen = sources or [s for s in SOURCES if rows.get(s)]
     missing = [s for s in chosen if not rows.get(s)]
+    if len(set(chosen)) < len(chosen):
+        raise problem("recipe.sources", "names a source twice; each is mixed in by its rows", ", ".join(chosen))
     if missing or not chosen:
         raise problem("recipe.sources", f"no rows in {', '.join(missing) or 'any source'}; give them in data")
     total = sum(rows[s] for s in chosen)

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.fields import Share, Spec, default, problem
 from trainer.stage import Contrastive as Comparison
-from trainer.stage import CrossEntropy, Interleaved, Objective, Span, Stage, Trainable, Transcribe, View
+from trainer.stage import CrossEntropy, Interleaved, Objective, Span, Stage, Trainable, Transcribe, View, part
 from trainer.strategies.budget import Budget, need
 
 COMPARING = ("similarity", "layers", "temperature", "symmetric", "group_size")
@@ -95,7 +95,7 @@ class Contrastive(Spec):
         many = need(rows, spoken, f"pretrain {self.pretrain}") if self.pretrain != "none" else 0
         before = math.ceil(self.pretrain_epochs * many / budget.global_batch - 1e-9)
         sources = [s for s in ("text", "synthetic", "speech") if rows.get(s) and (s != "text" or self.tune == "all")]
-        used = {s: math.ceil(self.data_fraction * rows[s] - 1e-9) for s in sources}
+        used = {s: part(rows[s], self.data_fraction) for s in sources}
         total = sum(used.values())
         after = (budget.steps - before) if budget.steps else budget.steps_for(budget.epochs * total)
         if after < 1:
