@@ -28,7 +28,7 @@ from trainer.suite import Suite
 ROOT = Path(__file__).resolve().parents[1]
 BASE, FAMILY = "models/tiny", "qwen2_audio"
 FORMS = ("label", "json", "label_set", "text")
-"""Answer forms that `data/tiny` has, each in a folder of its own; and one with rows of all."""
+"""Answer forms that `data/tiny` has, each in a folder of its own; and one with rows of all, also in dev and test."""
 MIXED = "mixed"
 SPLITS = {
     "evaluate.on": "test", "evaluate.dev": "dev", "evaluate.guards": "test", "source.data": "source",
@@ -147,11 +147,12 @@ def _rules(study: bool, trained: str, tested: str) -> dict[str, Rule]:
     """What becomes of a field's value, by dotted path."""
 
     def data(path: str) -> Rule:
-        folder = _here(f"data/tiny/{tested if path.startswith('evaluate.') else trained}")
-        if trained == MIXED and SPLITS.get(path):
-            folder = _here(f"data/tiny/{tested}")
-        also = [f"{folder}:source_test"] if path == "evaluate.on" else []
-        stand_in = f"{folder}:{SPLITS.get(path, 'train')}"
+        one = FORMS[0] if tested == MIXED else tested
+        form = tested if path.startswith("evaluate.") else trained
+        if form == MIXED and path in SPLITS and path not in ("evaluate.on", "evaluate.dev"):
+            form = one
+        also = [f"{_here(f'data/tiny/{one}')}:source_test"] if path == "evaluate.on" else []
+        stand_in = f"{_here(f'data/tiny/{form}')}:{SPLITS.get(path, 'train')}"
         return lambda value: [stand_in, *also][: max(1, len(value))] if isinstance(value, list) else stand_in
 
     def at_most(most: int) -> Rule:
@@ -178,7 +179,9 @@ def _forms(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     counted = [form for form in FORMS if metric is None or form in metric.answers] or [*FORMS]
     tested = next((form for form in reversed(said) if form in counted), counted[0])
     one = ((said or counted)[0], tested)
-    return [(MIXED, tested), one] if len(named) > 1 else [one]
+    if len(named) < 2:
+        return [one]
+    return [*([(MIXED, MIXED)] if metric is None else []), (MIXED, tested), one]
 
 
 def _here(name: str) -> str:

@@ -33,6 +33,9 @@ def test_every_preset_runs_in_small(tmp_path, monkeypatch):
             for id_ in ids.values():
                 if id_.startswith("study-"):
                     assert client.studies.report(id_)["text"]
+            table = client.studies.table(ids["data-scheduling"])
+            assert len(table["tasks"]) == 4
+            assert len(table["ranks"]) == len([row for row in table["rows"] if row["kind"] == "cell"])
     finally:
         place.attune("down", "--now")
         assert place.processes() == {}

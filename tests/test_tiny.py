@@ -111,6 +111,7 @@ def test_the_fewest_steps_that_the_recipe_accepts():
         {"name": "a", "instruction": {"en": "?"}, "answer": "label", "labels": ["x"]},
         {"name": "b", "instruction": {"en": "?"}, "answer": "label_set", "labels": ["y"]},
     ]}, ("mixed", "label_set")),
+    ({"tasks": ["asr", "dialect"]}, ("mixed", "mixed")),
     ({"tasks": ["asr"]}, ("text", "text")),
 ])  # fmt: skip
 def test_data_have_the_form_that_is_asked_for(fields, forms):
