@@ -3,8 +3,7 @@ yet."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from api.bodies import finite
 from api.deps import Context
@@ -18,7 +17,8 @@ from trainer.report import ReportRow, Scored, document, score_rows
 from trainer.report_rows import Run, ScoredCell, report_rows
 from trainer.report_text import findings, methods, questions_note, whole
 from trainer.result import DevScore
-from trainer.task_reports import of_task, over_tasks
+from trainer.spec import Task
+from trainer.task_reports import Asked, asked, of_task, over_tasks
 
 Table = dict[str, Any]
 
@@ -31,14 +31,6 @@ _answered: OrderedDict[tuple, Table] = OrderedDict()
 _KEPT = 64
 """Studies kept: predictions never change, so what they say together does not either."""
 _NOTHING = {"values": {}, "beside": [], "reference": None, "comparisons": [], "findings": [], "notes": []}
-
-
-class Asked(NamedTuple):
-    """How a task of the test is reported."""
-
-    metric: str
-    beside: list[str]
-    """Further metrics, without interval."""
 
 
 def study_table(study: Study, jobs: Sequence[Job], app: Context, task: str | None = None) -> Table:
@@ -72,7 +64,7 @@ def study_table(study: Study, jobs: Sequence[Job], app: Context, task: str | Non
         "rows": [*(r for r in rows if r["kind"] == "cell"), *answered["beside"],
                  *(r for r in rows if r["kind"] == "control")],
         "ranks": _answered[key]["ranks"], "failed": _failed(study, by_id), **said,
-        "notes": [*studies.notes(study, jobs), *answered["notes"]],
+        "notes": [*studies.notes(study, jobs), *_answered[key]["notes"], *answered["notes"]],
     }  # fmt: skip
 
 
@@ -83,12 +75,14 @@ def study_report(study: Study, jobs: Sequence[Job], app: Context) -> Table | Non
     cells, spec = _cells(study, by_id, app), _spec(jobs)
     if not cells or spec is None:
         return None
-    tasks = _asked(cells, spec)
-    notes, failed, several = studies.notes(study, jobs), _failed(study, by_id), len(tasks) > 1
+    tasks, few = _asked(cells, spec)
+    if not tasks:
+        return None
+    notes, failed, several = [*studies.notes(study, jobs), *few], _failed(study, by_id), len(tasks) > 1
     curves, made = _dev_curves(study, by_id, app), {}
     for task, (metric, beside) in tasks.items():
         dev = dev_report(curves, task if several else None, higher_is_better=named(metric).higher_is_better)
-        answered = score_rows(_rows(cells, task), metric, confidence=CONFIDENCE)
+        answered = score_rows(report_rows(of_task(cells, task)), metric, confidence=CONFIDENCE)
         title = f"{study.name}, {task}" if several else study.name
         said = {**document(answered, title, spec["base"], [*notes, *sentences(dev)]), "failed": failed, "dev": dev}
         made[task] = {"report": finite(said), "text": whole(answered, said, beside)}
@@ -99,16 +93,8 @@ def study_report(study: Study, jobs: Sequence[Job], app: Context) -> Table | Non
     return {**about, "report": over, "text": text, "tasks": made}
 
 
-def _asked(cells: Sequence[ScoredCell], spec: Table) -> dict[str, Asked]:
-    """The tasks of the test in the order of the spec. One has the metric that the study names, of several each its own
-    first."""
-    tested = {row["task"] for cell in cells for run in cell.runs for rows in run.predictions.values() for row in rows}
-    found = [task for task in spec["tasks"] if task["name"] in tested]
-    metrics = [t["metrics"][0] for t in found] if len(found) > 1 else [spec["evaluate"]["metric"]]
-    return {
-        task["name"]: Asked(metric, [m for m in task["metrics"] if m not in (metric, "invalid_rate")][:3])
-        for task, metric in zip(found, metrics, strict=True)
-    }
+def _asked(cells: Sequence[ScoredCell], spec: Table) -> tuple[dict[str, Asked], list[str]]:
+    return asked(cells, [Task.model_validate(task) for task in spec["tasks"]], spec["evaluate"]["metric"])
 
 
 def _dev_curves(study: Study, jobs: dict[str, Job], app: Context) -> dict[str, dict[int | str, list[DevScore]]]:
@@ -154,37 +140,26 @@ def _cells(study: Study, jobs: dict[str, Job], app: Context) -> list[ScoredCell]
     return cells
 
 
-def _of_task(cell: ScoredCell, task: str) -> ScoredCell:
-    return replace(cell, runs=[replace(run, predictions=of_task(run.predictions, task)) for run in cell.runs])
-
-
-def _rows(cells: Sequence[ScoredCell], task: str) -> list[ReportRow]:
-    """What they answered to one task."""
-    return report_rows([
-        replace(cell, runs=[replace(run, predictions=of_task(run.predictions, task)) for run in cell.runs])
-        for cell in cells
-    ])  # fmt: skip
-
-
 def _answer(study: Study, jobs: dict[str, Job], app: Context) -> Table:
     """All that a table says of what has succeeded, by task, and the cells' ranks over several."""
     cells, spec = _cells(study, jobs, app), _spec(list(jobs.values()))
     if not cells or spec is None:
-        return {"tasks": {}, "ranks": []}
+        return {"tasks": {}, "ranks": [], "notes": []}
     own = {cell["name"]: cell["kind"] for cell in study.cells}
-    tasks = {task: _of_task(_rows(cells, task), metric, own) for task, (metric, _) in _asked(cells, spec).items()}
+    known, notes = _asked(cells, spec)
+    tasks = {task: _one(report_rows(of_task(cells, task)), metric, own) for task, (metric, _) in known.items()}
     if len(tasks) < 2:
-        return {"tasks": tasks, "ranks": []}
+        return {"tasks": tasks, "ranks": [], "notes": notes}
     documents = {
         task: {"metric": said["metric"], "pooled": [
             {"row": name, "kind": own.get(name, "control"), "value": at["value"]} for name, at in said["values"].items()
         ]}
         for task, said in tasks.items()
     }  # fmt: skip
-    return {"tasks": tasks, "ranks": over_tasks(documents, study.name, "", [])[0]["rows"]}
+    return {"tasks": tasks, "ranks": over_tasks(documents, study.name, "", [])[0]["rows"], "notes": notes}
 
 
-def _of_task(rows: list[ReportRow], metric: str, own: Mapping[str, str]) -> Table:
+def _one(rows: list[ReportRow], metric: str, own: Mapping[str, str]) -> Table:
     answered = score_rows(rows, metric, confidence=CONFIDENCE)
     values = {row.name: _values(row, answered) for row in rows}
     intervals = [f"Intervals: {how}." for how in methods(answered)]

@@ -244,7 +244,7 @@ def test_a_test_of_several_tasks_has_a_report_for_each_and_ranks_over_them(servi
     for task, metric, beside in (("way", "accuracy", []), ("turn", "macro_f1", ["accuracy"])):
         dev = dev_report(curves, task, higher_is_better=True)
         assert {row["steps_to_target"] for row in dev["rows"]} == {10}
-        own = report_rows([scored_cell(cell, {k: of_task(v, task) for k, v in rows.items()}) for cell in cells])
+        own = report_rows(of_task([scored_cell(cell, rows) for cell in cells], task))
         reports[task] = write_report(
             tmp_path / task, own, metric, study=f"several, {task}", base="models/tiny", beside=beside, dev=dev,
             notes=[*expanded.notes, *sentences(dev)],

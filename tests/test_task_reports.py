@@ -5,8 +5,10 @@ import json
 import pytest
 
 from trainer.dev_curves import dev_report, near_the_best, sentences, steps_to
+from trainer.report_rows import Run, ScoredCell
 from trainer.result import DevScore
-from trainer.task_reports import of_task, ranks
+from trainer.spec import Task
+from trainer.task_reports import asked, of_task, ranks
 from trainer.write_report import Report, write_tasks
 
 
@@ -16,9 +18,43 @@ def test_ranks_by_hand():
     assert ranks({"a": 0.5, "b": 0.7}, higher_is_better=False) == {"a": 1, "b": 2}
 
 
-def test_rows_of_one_task_are_those_of_its_name():
-    rows = [{"task": "asr", "n": 1}, {"task": "tone", "n": 2}, {"task": "asr", "n": 3}]
-    assert of_task({"speech": rows}, "asr") == {"speech": [rows[0], rows[2]]}
+def cell(name, *runs):
+    """Of predictions {modality: tasks of its rows}; utterances are numbered."""
+    found = [
+        {name: [{"task": t, "utterance": f"{t}{n}"} for n, t in enumerate(tasks)] for name, tasks in run.items()}
+        for run in runs
+    ]
+    made = [Run(seed, 0, rows) for seed, rows in enumerate(found)]
+    return ScoredCell(name, name, {}, 0, 0.0, 0.0, "cell", made)
+
+
+def test_what_answered_a_task_is_what_has_rows_of_it():
+    both = cell("both", {"speech": ["asr", "tone", "asr"], "text": ["tone"]})
+    half = cell("half", {"speech": ["tone"]}, {"speech": ["asr"]})
+    cells = [both, cell("majority", {"speech": ["tone", "tone"]}), half]
+    heard = of_task(cells, "asr")
+    assert [(c.name, [run.seed for run in c.runs]) for c in heard] == [("both", [0]), ("half", [1])]
+    assert heard[0].runs[0].predictions == {"speech": [both.runs[0].predictions["speech"][n] for n in (0, 2)]}
+    assert [list(c.runs[0].predictions) for c in of_task(cells, "tone")] == [["speech", "text"], ["speech"], ["speech"]]
+
+
+def test_tasks_are_reported_by_their_own_metric_and_from_two_utterances_on():
+    asr, tone = (
+        Task.model_validate({"name": name, "instruction": {"en": "?"}, "metrics": metrics, **form})
+        for name, metrics, form in (
+            ("asr", ["wer", "cer"], {"answer": "text"}),
+            ("tone", ["macro_f1", "accuracy", "invalid_rate"], {"answer": "label", "labels": ["a"]}),
+        )
+    )
+    several = [cell("a", {"speech": ["asr", "asr", "tone", "tone"]})]
+    assert asked(several, [tone, asr], "accuracy") == (
+        {"tone": ("macro_f1", ["accuracy"]), "asr": ("wer", ["cer"])}, []
+    )  # fmt: skip
+    alone = [cell("a", {"speech": ["tone"] * 3})]
+    assert asked(alone, [tone, asr], "accuracy") == ({"tone": ("accuracy", ["macro_f1"])}, [])
+    made, notes = asked([cell("a", {"speech": ["asr", "tone", "tone"]})], [tone, asr], "accuracy")
+    assert list(made) == ["tone"]
+    assert notes == ["asr: 1 utterance was tested, and a report takes two"]
 
 
 def report(metric, **values):

@@ -32,7 +32,7 @@ from trainer.spec import Task
 from trainer.store import FolderStore, Store
 from trainer.strategies import Baseline
 from trainer.study import Cell, Expanded, StudySpec, expand
-from trainer.task_reports import of_task
+from trainer.task_reports import asked, of_task
 from trainer.write_report import Report, write_report, write_tasks
 
 
@@ -76,33 +76,30 @@ def run_study(
         cell.runs = [run for run in cell.runs if rows[run.hash]]
     if missing := [cell.name for cell in expanded.cells if not cell.runs]:
         raise StudyFailedError("\n".join([f"no run of {', '.join(missing)} came to its end", *expanded.notes]))
-    test = read(first.spec).test
-    assert test is not None, "resolve() refuses a job without a test set"
-    tested = {u.task for u in test.rows}
-    tasks = [t for t in first.spec.tasks or [] if isinstance(t, Task) and t.name in tested]
-    several = len(tasks) > 1
-    cells = [cell for cell in [*expanded.cells, *expanded.baselines] if cell.runs]
+    cells = [scored_cell(cell, rows) for cell in [*expanded.cells, *expanded.baselines] if cell.runs]
     curves = {c.name: {_seed(c, run): ended[run.hash].dev for run in c.runs} for c in expanded.cells}
-    reports = {}
-    for task in tasks:
-        metric = task.metrics[0] if several else main_metric(first)
-        better = named(metric).higher_is_better
-        dev = dev_report(curves, task.name if several else None, higher_is_better=better)
-        answered = {key: of_task(found, task.name) for key, found in rows.items()}
-        reports[task.name] = write_report(
-            Path(out) / task.name if several else Path(out),
-            report_rows([scored_cell(cell, answered) for cell in cells]),
+    known = [task for task in first.spec.tasks or [] if isinstance(task, Task)]
+    tasks, notes = asked(cells, known, main_metric(first))
+    expanded.notes += notes
+    if not tasks:
+        raise StudyFailedError("\n".join(["no task of the test can be reported", *expanded.notes]))
+    several, reports = len(tasks) > 1, {}
+    for task, (metric, beside) in tasks.items():
+        dev = dev_report(curves, task if several else None, higher_is_better=named(metric).higher_is_better)
+        reports[task] = write_report(
+            Path(out) / task if several else Path(out),
+            report_rows(of_task(cells, task)),
             metric,
-            study=f"{study.study}, {task.name}" if several else study.study,
+            study=f"{study.study}, {task}" if several else study.study,
             base=first.spec.base,
-            beside=[m for m in task.metrics if m not in (metric, "invalid_rate")][:3],
+            beside=beside,
             notes=[*expanded.notes, *sentences(dev)],
             failed=left_out,
             dev=dev,
         )
     if several:
         return write_tasks(Path(out), reports, study.study, first.spec.base, expanded.notes)
-    return reports[tasks[0].name]
+    return next(iter(reports.values()))
 
 
 def _left_out(expanded: Expanded, failed: dict[str, Result]) -> list[dict[str, Any]]:

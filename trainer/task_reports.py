@@ -4,19 +4,57 @@ Metrics of different tasks do not mix, ranks do: arXiv 2601.12494 speaks of an o
 taken, so this is inferred. A mean rank describes; whether two cells differ is for the reports of the tasks.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from trainer.metrics import named
-from trainer.predictions import Row
+from trainer.report_rows import ScoredCell
 from trainer.report_text import number
+from trainer.spec import Task
 
-ByModality = Mapping[str, Sequence[Row]]
+
+class Asked(NamedTuple):
+    """How a task of the test is reported."""
+
+    metric: str
+    beside: list[str]
+    """Further metrics, without interval."""
 
 
-def of_task(found: ByModality, task: str) -> dict[str, list[Row]]:
-    """The prediction rows of one task, by modality."""
-    return {modality: [row for row in rows if row["task"] == task] for modality, rows in found.items()}
+def asked(cells: Sequence[ScoredCell], tasks: Sequence[Task], metric: str) -> tuple[dict[str, Asked], list[str]]:
+    """The tasks that were tested, in the order of `tasks`: one with the study's `metric`, of several each with its own
+    first; and a sentence for each of several that has too few utterances to report."""
+    rows = (row for cell in cells for run in cell.runs for own in run.predictions.values() for row in own)
+    counts = Counter(task for task, _ in {(row["task"], row["utterance"]) for row in rows})
+    found = [task for task in tasks if task.name in counts]
+    several = len(found) > 1
+    notes = [
+        f"{task.name}: {counts[task.name]} utterance was tested, and a report takes two"
+        for task in found
+        if several and counts[task.name] < 2
+    ]
+    made = {}
+    for task in (t for t in found if not several or counts[t.name] > 1):
+        own = task.metrics[0] if several else metric
+        made[task.name] = Asked(own, [m for m in task.metrics if m not in (own, "invalid_rate")][:3])
+    return made, notes
+
+
+def of_task(cells: Sequence[ScoredCell], task: str) -> list[ScoredCell]:
+    """The cells with what they answered to one task, without those that answered nothing to it: there is no majority of
+    open answers, for one."""
+    found = []
+    for cell in cells:
+        runs = []
+        for run in cell.runs:
+            own = {name: [row for row in rows if row["task"] == task] for name, rows in run.predictions.items()}
+            if kept := {name: rows for name, rows in own.items() if rows}:
+                runs.append(replace(run, predictions=kept))
+        if runs:
+            found.append(replace(cell, runs=runs))
+    return found
 
 
 def ranks(values: Mapping[str, float], *, higher_is_better: bool) -> dict[str, float]:
