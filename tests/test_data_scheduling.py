@@ -233,7 +233,9 @@ def test_a_resolved_job_is_read_back_from_what_is_stored(folder, schedule):
 
 @pytest.mark.parametrize(("changes", "says"), [
     ({"mix": {"text": 0.5, "speech": 0.5}}, r"text: 0.3333, speech: 0.6667"),
-    ({"mix": {"text": 1}, "tasks": ["tone"]}, r"stages\[0\].tasks: no row of stage a is of it"),
+    ({"mix": {"text": 1}, "tasks": ["tone"]}, r"tasks: no row of stage a is of it; mix in a source that has some"),
+    ({"mix": {"text": 1}, "tasks": ["bref"]}, r"stages\[0\].tasks: no row of stage a is of it; did you mean 'brief'"),
+    ({"mix": {"speech": 1}, "sampler": {"kind": "balanced", "weights": {"tone": 1e300, "said": 1}}}, "names tone, said"),
     ({"mix": {"text": 0.5, "speech": 0.5}, "tasks": ["tone"]}, "text: has no row of the tasks"),
     ({"mix": {"text": 1}, "sampler": {"kind": "balanced", "weights": {"tone": 1}}}, "rows of stage a are of brief"),
 ])  # fmt: skip

@@ -123,7 +123,9 @@ def refuse_unbalanced(stages: Sequence[Stage], corpus: Corpus, *, custom: bool) 
         rows = {t: {s: k for s, k in own.items() if s in stage.mix} for t, own in found.items()}
         rows = {task: own for task, own in rows.items() if own}
         if missing := [task for task in stage.tasks or () if task not in rows]:
-            message = f"no row of stage {stage.name} is of it; {nearest(missing[0], corpus.task_rows())}"
+            known = corpus.task_rows()
+            remedy = "mix in a source that has some" if missing[0] in known else nearest(missing[0], known)
+            message = f"no row of stage {stage.name} is of it; {remedy}"
             problems.append(Problem(f"{at}.tasks", missing[0], message))
             continue
         if idle := [s for s in stage.mix if not any(s in own for own in rows.values())]:

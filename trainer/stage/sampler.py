@@ -70,7 +70,7 @@ def task_weights(sampler: Balanced | Diverse, rows: Mapping[str, int]) -> list[i
     """Weight of each task of `rows` (rows of every task of a stage), as whole numbers."""
     given = sampler.weights if isinstance(sampler, Balanced) else None
     wanted = [given[task] for task in rows] if given else [n**sampler.tau for n in rows.values()]
-    return [max(1, round(UNIT * w / sum(wanted))) for w in wanted]
+    return [max(1, round(UNIT * (w / sum(wanted)))) for w in wanted]
 
 
 def source_shares(
