@@ -12,7 +12,7 @@ import torch
 import toy
 
 from attune.building import Engine, Speech, build_speech
-from attune.building.active import Active, build_active
+from attune.building.active import Active, _job, build_active
 from attune.cli import main
 from attune.importing import SourceError
 from trainer import active, selection
@@ -214,6 +214,19 @@ def test_the_command(world, tmp_path, capsys):
     asked += ["--clusters", "2", "--budget", "3", "--data-root", str(world["data"]), "--out", str(tmp_path / "out")]
     assert main(asked) == 0
     assert "3 of 30 rows from broad" in capsys.readouterr().out
+
+
+def test_a_job_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(SourceError, match=r"--job s3://bucket/job: cannot be read \(Unable to locate credentials"):
+        _job("s3://bucket/job")
+    for name in ("final.json", "spec.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(SourceError, match=r"its spec.json is no job's"):
+        _job(str(tmp_path))
 
 
 @pytest.mark.parametrize(

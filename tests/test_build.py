@@ -293,6 +293,7 @@ class TestSummaries:
             (["--language", "ar", "--audio", ""], "either spoken by --tts or have recordings, --audio"),
             (["--language", "ar", "--audio", "sound"], "--audio sound: neither a folder nor a column"),
             (["--language", "ar", "--audio", str(tmp_path)], "found by the rows' ids, which have no column"),
+            ([*tts, "--language", "ar", "--text", "summary"], "--summary summary: is the column with the text too"),
             ([*tts, "--language", "ar", "--workers", "0"], "--workers 0: must be 1 or more"),
         ]:
             assert main(["build", "summaries", str(source), "--out", str(tmp_path / "out"), *arguments]) == 2

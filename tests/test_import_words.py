@@ -86,9 +86,10 @@ def test_ctm_is_sorted_and_a_bad_line_named(tmp_path):
     path.write_text(";; made by hand\nr 1 0.5 0.25 two 0.9\n\nr 1 0.0 0.5 one\n")
     one, two = {"text": "one", "start": 0.0, "end": 0.5}, {"text": "two", "start": 0.5, "end": 0.75}
     assert read_ctm(path) == {"r": [one, two]}
-    path.write_text("r 1 0.5 0.25 two\nr 1 half 1 three\n")
-    with pytest.raises(SourceError, match=r"x.ctm:2: must be: recording channel start duration word"):
-        read_ctm(path)
+    for wrong in ("half 1", "0 inf", "nan 1", "1e308 1e308"):
+        path.write_text(f"r 1 0.5 0.25 two\nr 1 {wrong} three\n")
+        with pytest.raises(SourceError, match=r"x.ctm:2: must be: recording channel start duration word"):
+            read_ctm(path)
 
 
 def test_words_come_to_the_utterance_that_holds_them():

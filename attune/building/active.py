@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
+
 from attune.building import check_new, finish, found_in
 from attune.building.clips import kept
 from attune.building.spoken import Progress, Speech, speak
@@ -112,7 +115,9 @@ def _job(job: str) -> tuple[Store, Resolved]:
         store = open_store(job)
         if store.exists("final.json"):
             return store, Resolved.model_validate_json(store.get("spec.json"))
-    except (StoreError, OSError) as error:
+    except ValidationError:
+        raise SourceError(f"--job {job}: its spec.json is no job's; give the folder of one") from None
+    except (StoreError, OSError, BotoCoreError, ClientError) as error:
         raise SourceError(f"--job {job}: cannot be read ({error})") from None
     raise SourceError(f"--job {job}: no finished job lies there; give the folder of one (--out of attune run)")
 

@@ -80,6 +80,8 @@ def _columns(read: Source, ask: PairOptions, folder: Path | None) -> dict[str, s
         found[role] = given or next((name for name in names.split() if name in there), None)
         if found[role] is None and role in ("text", "summary"):
             raise SourceError(f"no column with the {role} among: {', '.join(there)}; say --{role} COLUMN")
+    if found["text"] == found["summary"]:
+        raise SourceError(f"--summary {found['summary']}: is the column with the text too; name another")
     if ask.audio and folder is None:
         if ask.audio not in there:
             raise SourceError(f"--audio {ask.audio}: neither a folder nor a column; {nearest(ask.audio, there)}")

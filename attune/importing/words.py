@@ -7,6 +7,7 @@ A name is that of an utterance, whose times count from its own start, or of a re
 recording's; each utterance in it takes the words whose middle it holds.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ def read_ctm(path: Path) -> dict[str, list[Word]]:
             continue
         try:
             start, seconds, word = float(cells[2]), float(cells[3]), cells[4]
+            if not math.isfinite(start + seconds):
+                raise ValueError("no time")
         except (IndexError, ValueError):
             raise SourceError(
                 f"{path}:{number}: must be: recording channel start duration word (given: {line.strip()[:80]!r})"
