@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trainer.balance import pick, quotas, random_vectors, whole_numbers
 from trainer.fields import SpecError
 from trainer.plan import plan_stage
-from trainer.stage import Balanced, Diverse
+from trainer.stage import Balanced, Diverse, task_weights
 from trainer.tokens import DataError
 
 LABELS = scheduled.LABELS
@@ -53,6 +53,10 @@ def test_quotas_are_the_share_rounded_down_or_up_and_nobody_is_left_behind(weigh
     assert (found.sum(1) == batch).all()
     assert (np.abs(found - due) < 1).all()
     assert np.abs(found.cumsum(0) - due * np.arange(1, steps + 1)[:, None]).max() < 2
+
+
+def test_weights_of_any_size_are_shares():
+    assert task_weights(Balanced(weights={"a": 1e300, "b": 3e300}), {"a": 1, "b": 1}) == [1 << 28, 3 << 28]
 
 
 def test_equal_shares_take_turns():
@@ -235,7 +239,7 @@ def test_a_resolved_job_is_read_back_from_what_is_stored(folder, schedule):
     ({"mix": {"text": 0.5, "speech": 0.5}}, r"text: 0.3333, speech: 0.6667"),
     ({"mix": {"text": 1}, "tasks": ["tone"]}, r"tasks: no row of stage a is of it; mix in a source that has some"),
     ({"mix": {"text": 1}, "tasks": ["bref"]}, r"stages\[0\].tasks: no row of stage a is of it; did you mean 'brief'"),
-    ({"mix": {"speech": 1}, "sampler": {"kind": "balanced", "weights": {"tone": 1e300, "said": 1}}}, "names tone, said"),
+    ({"mix": {"speech": 1}, "sampler": {"kind": "balanced", "weights": {"tone": 1, "said": 1}}}, "names tone, said"),
     ({"mix": {"text": 0.5, "speech": 0.5}, "tasks": ["tone"]}, "text: has no row of the tasks"),
     ({"mix": {"text": 1}, "sampler": {"kind": "balanced", "weights": {"tone": 1}}}, "rows of stage a are of brief"),
 ])  # fmt: skip
