@@ -57,6 +57,7 @@ def test_it_is_planned_offline_from_a_clone(path, monkeypatch):
         pins = [*run.sources.values(), run.test, *([run.dev] if run.dev else []), *(g.pin for g in run.guards)]
         assert all("data/tiny/" in str(pin.ref) for pin in pins)
         assert run.steps <= max(STEPS)
+        assert type(run).model_validate_json(run.model_dump_json(by_alias=True)) == run  # as it is stored
         for n, stage in enumerate(run.stages):
             if needs_vectors(stage, [*corpus.tasks.values()]):
                 continue  # the plan waits for what the model makes of the rows
