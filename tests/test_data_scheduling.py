@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from trainer.balance import pick, quotas, random_vectors, whole_numbers
 from trainer.fields import SpecError
 from trainer.plan import plan_stage
+from trainer.spec import builtin_tasks, read_yaml
 from trainer.stage import Balanced, Diverse, task_weights
 from trainer.tokens import DataError
 
@@ -273,6 +275,15 @@ def test_a_fraction_that_leaves_a_task_no_row_is_said(folder):
     resolved, corpus = scheduled.resolved(folder, recipe={"name": "custom", "stages": [stage]}, steps=None)
     with pytest.raises(DataError, match=r"fraction 0.04 of stage a leaves no row of task (tone|say) in the source"):
         plan_stage(resolved, 0, corpus)
+
+
+def test_the_papers_open_tasks_count_decoding_that_went_wrong():
+    """Its claim of unstable generative decoding is about them."""
+    preset = read_yaml(Path(__file__).parent.parent / "suites" / "presets" / "data-scheduling.yaml")
+    tasks = [builtin_tasks()[name] for name in preset["tasks"]]
+    assert {t.name: "decode_failure_rate" in t.metrics for t in tasks if t.answer == "text"} == {
+        "asr": True, "speech_summary": True, "text_summary": True,
+    }  # fmt: skip
 
 
 def test_with_one_task_every_schedule_shows_the_order_of_sft(tmp_path):
