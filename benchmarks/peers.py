@@ -62,7 +62,7 @@ class Collator:
             ids[r, start : start + len(e)], mask[r, start : start + len(e)] = (*e.prompt, *e.answer), 1
             labels[r, start + len(e.prompt) : start + len(e)] = e.answer
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        waves = [e.wave for e in examples if e.wave is not None]
+        waves = [np.asarray(e.wave) for e in examples if e.wave is not None]
         if waves:
             rate = self.extractor.sampling_rate
             found = self.extractor(

@@ -1,6 +1,7 @@
 """What every family must do alike: one suite over tiny random bases of the real classes."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -427,3 +428,26 @@ def test_short_long_and_empty_recordings_behave_as_documented(family, base, tmp_
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     with pytest.raises(ValueError, match="no samples"):
         audio.read(tmp_path / "empty.wav")
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "lora"])
+def test_what_threads_make_ahead_of_the_encoder_has_the_same_bits(folder, encoder):
+    """Then the step itself makes no frames; and what a frozen encoder's states are known of needs none at all."""
+    model = trained(folder, tuning=LORA.model_copy(update={"encoder": encoder}))
+    examples = mixed(model)
+    want = losses(model, examples)
+    fresh = trained(folder, tuning=LORA.model_copy(update={"encoder": encoder}))
+    with ThreadPoolExecutor(4) as pool:
+        ahead = list(pool.map(lambda e: fresh.listened(e, kept=fresh.keeps), examples))
+    heard = [h for e in ahead for h in e.heard]
+    assert len(heard) == sum(e.wave is not None for e in examples)
+    assert all(len(h.frames) and h.states is None for h in heard)
+    fresh.frames = None
+    for known in (False, True):
+        got = losses(fresh, ahead)
+        assert all(torch.equal(a, b) for a, b in zip(got[0], want[0], strict=True))
+        assert got[1].keys() == want[1].keys()
+        assert all(torch.equal(got[1][k], want[1][k]) for k in want[1])
+        if encoder == "frozen" and not known:
+            ahead = [fresh.listened(e, kept=fresh.keeps) for e in examples]
+            assert all(h.states is not None and not h.frames for e in ahead for h in e.heard)

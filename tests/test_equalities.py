@@ -121,7 +121,7 @@ def test_every_rank_reads_its_own_recordings_and_no_others(world, monkeypatch):
         for outlines, made in steps:
             assert all(len(outlines[n]) == len(e) and outlines[n].name == e.name for n, e in made.items())
             spoken = sum(e.wave is not None for e in made.values())
-            assert sum(bool(e.wave.any()) for e in made.values() if e.wave is not None) == spoken
+            assert sum(bool(np.asarray(e.wave).any()) for e in made.values() if e.wave is not None) == spoken
     assert all(not a & b and a | b == set(range(8)) for a, b in zip(*parts, strict=True))
     assert files[0]
     assert files[1]

@@ -11,9 +11,10 @@ import torch
 import toy
 
 from trainer import feature_store
+from trainer.example import wave_key
 from trainer.families import load
 from trainer.feature_store import FeatureStore
-from trainer.features import FeatureCache, wave_key
+from trainer.features import FeatureCache
 from trainer.store import FolderStore, S3Store, StoreError
 
 
@@ -216,23 +217,23 @@ def test_a_second_machine_does_not_encode_again_and_damage_is_repaired(tmp_path)
     folder, store = toy.base(tmp_path / "base"), FolderStore(tmp_path / "store")
     calls, notes = [], []
 
-    def states_of(note=lambda event: None):
+    def found_by(note=lambda event: None):
         model = load(folder, cache=FeatureCache(FeatureStore(store, note)))
-        encode = model.encode
-        model.encode = lambda waves: calls.extend(map(wave_key, waves)) or encode(waves)
+        states_of = model.states_of
+        model.states_of = lambda heard: calls.extend(h.key for h in heard) or states_of(heard)
         found = model.audio_states(WAVES)
         model.cache.flush()
         return found
 
-    first = states_of()
+    first = found_by()
     assert calls == [wave_key(w) for w in WAVES]
-    assert all(torch.equal(a, b) for a, b in zip(first, states_of(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, found_by(), strict=True))
     assert len(calls) == 2
     (key,) = (key for key in store.list("features/") if key.endswith(".bin"))
     data = store.get(key)
     replace(store, key, data[: len(data) // 3])
     for expected in (4, 4):
-        again = states_of(notes.append)
+        again = found_by(notes.append)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert len(calls) == expected
     assert len(notes) == 1

@@ -116,8 +116,8 @@ def test_states_made_together_are_those_made_alone(folder, monkeypatch):
     """To rounding; each once, in batches of alike length, and in the order asked for."""
     alone, together = load(folder).audio_states([*WAVES, WAVES[0]]), load(folder)
     together.execution = Execution(encoder_batches="on")
-    encode, batches = together.encode, []
-    monkeypatch.setattr(together, "encode", lambda waves: batches.append(len(waves)) or encode(waves))
+    states_of, batches = together.states_of, []
+    monkeypatch.setattr(together, "states_of", lambda heard: batches.append(len(heard)) or states_of(heard))
     for a, b in zip(alone, together.audio_states([*WAVES, WAVES[0]]), strict=True):
         assert a.shape == b.shape
         assert float((a - b).abs().max() / a.abs().max()) <= 1e-5

@@ -1,7 +1,8 @@
-"""A stage's examples, those of the next steps made in threads while a step is computed.
+"""A stage's examples, those of the next steps made in threads while a step is computed: read, decoded, resampled, and
+turned into what the encoder gets.
 
-Threads do: reading a file, decoding and resampling leave Python's lock. What is made, and in what order the loop gets
-it, does not depend on them.
+Threads do, and need no copies between processes: libsndfile, soxr, numpy's and torch's transforms leave Python's lock.
+What is made, and in what order the loop gets it, does not depend on them.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.example import Example
+from trainer.example import Clip, Example, Heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ class Batch:
     """(time,) int64: number of the prefix that a token sees besides its own segment; its own where there is none."""
     groups: tuple[Group, ...]
     """The same layout in words of places."""
-    waves: list[np.ndarray]
-    """Recordings, or segments of them, in the order of their placeholders."""
+    waves: list[np.ndarray | Clip | Heard]
+    """Recordings, or segments of them, in the order of their placeholders; as far as they were made ahead."""
     rows: torch.Tensor
     """(supervised,) example of each supervised token, counted as given to `collate`."""
     at: torch.Tensor
@@ -190,7 +190,7 @@ def collate(
             rows += [i] * len(taught)
             at += [first + k - 1 for k in predicted]
             targets += taught
-            waves += e.waves
+            waves += e.heard or e.waves
         laid.append(Group(prefix, tuple(rests)))
     if filler := -len(ids) % multiple:
         laid.append(Group((len(ids), 0), (lay([pad] * filler, 0, None),)))

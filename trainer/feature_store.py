@@ -10,6 +10,7 @@ whole folder may be deleted at any time.
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ class _Encoder:
 
 class FeatureStore:
     """States by (encoder key, wave key). `note` gets an event for what is damaged or cannot be kept; nothing of it ends
-    a run. Copies of shards from S3 are bounded (`ATTUNE_CACHE_GB`); a folder is read where it is."""
+    a run. Copies of shards from S3 are bounded (`ATTUNE_CACHE_GB`); a folder is read where it is. Threads may share
+    it."""
 
     def __init__(
         self,
@@ -68,47 +70,50 @@ class FeatureStore:
         self.store, self.note, self.shard_bytes = store, note, shard_bytes
         self._encoders: dict[str, _Encoder] = {}
         self._waiting_bytes, self._away_until = 0, 0.0
+        self._lock = threading.RLock()
+        """Of what is known; states themselves are read without it."""
 
     def get(self, encoder: str, wave: str) -> np.ndarray | None:
         """The stored states, checked; None where there are none, or none that are whole."""
         known = self._encoders.setdefault(encoder, _Encoder())
-        if (waiting := known.waiting.get(wave)) is not None:
-            return waiting
-        if self._away:
-            return None
         try:
-            if wave not in known.places:
-                self._look(encoder, known)
-            if (place := known.places.get(wave)) is None:
-                return None
-            return self._read(encoder, known, wave, place)
+            with self._lock:
+                if (waiting := known.waiting.get(wave)) is not None:
+                    return waiting
+                if self._away:
+                    return None
+                if wave not in known.places:
+                    self._look(encoder, known)
+                place = known.places.get(wave)
+            return None if place is None else self._read(encoder, known, wave, place)
         except (DamagedError, MissingError) as error:
-            if (place := known.places.pop(wave, None)) is not None:
-                self._is_damaged(known, place, error)
+            with self._lock:
+                if (place := known.places.pop(wave, None)) is not None:
+                    self._is_damaged(known, place, error)
         except AWAY as error:
             self._give_up(error)
         return None
 
     def put(self, encoder: str, wave: str, states: np.ndarray) -> None:
         """Keeps the states of one recording, with the next shard."""
-        if self._away:
-            return
-        self._encoders.setdefault(encoder, _Encoder()).waiting[wave] = states
-        self._waiting_bytes += states.nbytes
-        if self._waiting_bytes >= self.shard_bytes:
-            self.flush()
+        with self._lock:
+            if self._away:
+                return
+            self._encoders.setdefault(encoder, _Encoder()).waiting[wave] = states
+            self._waiting_bytes += states.nbytes
+            if self._waiting_bytes >= self.shard_bytes:
+                self.flush()
 
     def flush(self) -> None:
         """Writes what waits."""
-        try:
-            for encoder, known in self._encoders.items():
-                if known.waiting:
-                    self._write(encoder, known)
-        except AWAY as error:
-            self._give_up(error)
-        for known in self._encoders.values():
-            known.waiting = {}
-        self._waiting_bytes = 0
+        with self._lock:
+            try:
+                for encoder, known in self._encoders.items():
+                    if known.waiting:
+                        self._write(encoder, known)
+            except AWAY as error:
+                self._give_up(error)
+            self._forget()
 
     # ---- writing
 
@@ -196,11 +201,16 @@ class FeatureStore:
         known.damaged.add(place.shard)
 
     def _give_up(self, error: Exception) -> None:
-        self._away_until = time.monotonic() + REFRESH_S
+        with self._lock:
+            self._away_until = time.monotonic() + REFRESH_S
+            self._forget()
+        self._warn(f"encoder states are neither kept nor looked up for {REFRESH_S:g} s: {error}; this costs time only")
+
+    def _forget(self) -> None:
+        """Nothing waits."""
         for known in self._encoders.values():
             known.waiting = {}
         self._waiting_bytes = 0
-        self._warn(f"encoder states are neither kept nor looked up for {REFRESH_S:g} s: {error}; this costs time only")
 
     @property
     def _away(self) -> bool:

@@ -5,7 +5,7 @@ and the two after them. Those two carry the floor that the encoder's two convolu
 behind the signal in a 30-s padded window; with them, trimmed and padded encoders agree.
 """
 
-import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,11 +122,6 @@ def alike(lengths: Sequence[int], most: int = 480 * 16_000, waste: float = 1.25)
     return batches
 
 
-def wave_key(wave: np.ndarray) -> str:
-    """sha256 of the samples as the encoder gets them: after decoding, resampling, cutting, trimming."""
-    return hashlib.sha256(np.ascontiguousarray(wave, dtype=np.float32).tobytes()).hexdigest()
-
-
 class FeatureCache:
     """Encoder states by (encoder key, wave key): the latest in memory, and all of them in a store, if there is one.
 
@@ -134,23 +129,26 @@ class FeatureCache:
     again when it is asked for: the same bits either way. `kept`: the store, or a folder that is one.
 
     A value is used as stored, also right after it was made: so what the model sees does not depend on whether the
-    cache was warm; nor, where it was made from one clip alone, on who else was in the batch.
+    cache was warm; nor, where it was made from one clip alone, on who else was in the batch. Threads may share it: who
+    looks ahead in the store keeps nobody waiting who finds in memory, or puts.
     """
 
     def __init__(self, kept: FeatureStore | str | Path | None = None, *, limit: int = LIMIT):
         self.kept = FeatureStore(FolderStore(kept)) if isinstance(kept, str | Path) else kept
         self.limit, self.bytes = limit, 0
         self._values: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def get(self, encoder: str, wave: str) -> np.ndarray | None:
         """The stored states (vectors, width), or None."""
-        found = self._values.get((encoder, wave))
-        if found is not None:
-            self._values.move_to_end((encoder, wave))
-        elif self.kept is not None and (found := self.kept.get(encoder, wave)) is not None:
+        with self._lock:
+            found = self._values.get((encoder, wave))
+            if found is not None:
+                self._values.move_to_end((encoder, wave))
+        if found is None and self.kept is not None and (found := self.kept.get(encoder, wave)) is not None:
             self._hold((encoder, wave), found)
         return found
 
@@ -167,9 +165,10 @@ class FeatureCache:
             self.kept.flush()
 
     def _hold(self, key: tuple[str, str], states: np.ndarray) -> None:
-        before = self._values.pop(key, None)
-        self.bytes += states.nbytes - (0 if before is None else before.nbytes)
-        self._values[key] = states
-        while self.bytes > self.limit:
-            _, gone = self._values.popitem(last=False)
-            self.bytes -= gone.nbytes
+        with self._lock:
+            before = self._values.pop(key, None)
+            self.bytes += states.nbytes - (0 if before is None else before.nbytes)
+            self._values[key] = states
+            while self.bytes > self.limit:
+                _, gone = self._values.popitem(last=False)
+                self.bytes -= gone.nbytes

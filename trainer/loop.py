@@ -54,7 +54,7 @@ class Trial:
     loss: float = 0.0
     out_of_memory: bool = False
     data_seconds: float = 0.0
-    """Seconds that the step waited for its examples."""
+    """Seconds that the step waited for its examples, decoded and with their frames made."""
     given: int = 0
     """Tokens of the rank's examples, each counted whole."""
     computed: int = 0
@@ -164,10 +164,14 @@ class Loop:
             return self._steps(stage, plan, first, requested, ahead)
 
     def ahead(self, stage: Stage, plan: StagePlan) -> Ahead:
-        """The examples of the stage's steps."""
+        """The examples of the stage's steps, their recordings up to the encoder."""
+        kept = self.model.keeps  # asked here: within a step the base may stand in for the tuned model
 
         def presented(i: int) -> tuple[Stage, str, int, int, int]:
             return stage, stage.sources[plan.source[i]], int(plan.row[i]), int(plan.view[i]), i
+
+        def make(i: int) -> Example:
+            return self.model.listened(self.examples(*presented(i)), kept=kept)
 
         def own(outlines: Sequence[Example]) -> list[int]:
             return sorted(i for indices in self._cut(stage, outlines) for i in indices)
@@ -175,10 +179,8 @@ class Loop:
         share, outlines = None, self.outlines
         if outlines is not None and self.ranks.world_size > 1:
             share = Share(lambda i: outlines(*presented(i)), own)
-        return Ahead(
-            lambda i: self.examples(*presented(i)), steps=stage.steps, size=self.global_batch,
-            depth=self.model.execution.prefetch, share=share,
-        )  # fmt: skip
+        depth = self.model.execution.prefetch
+        return Ahead(make, steps=stage.steps, size=self.global_batch, depth=depth, share=share)
 
     def _cut(self, stage: Stage, examples: Sequence[Example]) -> list[list[int]]:
         """This rank's micro-batches of a step. Which examples it has in them does not depend on the budget."""
@@ -230,13 +232,14 @@ class Loop:
         Returns the last trial, the reduced figures [tokens, loss, the objective's…, row losses…] (None: out of
         memory for good) and the strongest action that any rank was told.
         """
-        before = self.budget
+        before, waited = self.budget, 0.0
         while True:
             rows, failure = torch.zeros(self.global_batch), None
             try:
                 trial, smallest = self._try(stage, ahead, t, rows)
             except Exception as error:
                 trial, smallest, failure = Trial(figures=[0.0] * len(stage.objective.figures)), False, error
+            waited = trial.data_seconds = waited + trial.data_seconds  # a repeated step waited the first time
             for parameter in self.open:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)

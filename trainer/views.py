@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer import answers, audio
 from trainer.context import Context, Shown
-from trainer.example import Example
+from trainer.example import Clip, Example
 from trainer.interleaved import interleaved, running
 from trainer.labels import names
 from trainer.predictions import limited
@@ -33,14 +33,23 @@ class Recordings:
     def __init__(self, rate: int, *, trim_silence: bool = False, limit_bytes: int = 1 << 30):
         self.rate, self.trim_silence, self.limit_bytes = rate, trim_silence, limit_bytes
         self._held: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._clips: dict[tuple, Clip] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
+    def clip(self, utterance) -> Clip:
+        """The recording, decoded when it is needed; DataError names the utterance whenever that is."""
+        return self._clips.setdefault((utterance.id, *_place(utterance)), Clip(partial(self._named, utterance)))
+
+    def _named(self, utterance) -> np.ndarray:
+        try:
+            return self.wave(utterance)
+        except ValueError as error:
+            raise DataError(f"utterance {utterance.id}: {error}") from error
+
     def wave(self, utterance) -> np.ndarray:
         """(samples,) float32 mono at `rate`; errors of `trainer.audio.read`."""
-        if utterance.audio is None:
-            raise DataError(f"utterance {utterance.id}: no recording, so it has no speech view")
-        key = (utterance.audio, utterance.offset_s, utterance.duration_s)
+        key = _place(utterance)
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
@@ -58,6 +67,13 @@ class Recordings:
         return wave
 
 
+def _place(utterance) -> tuple:
+    """Where a recording is; DataError where there is none."""
+    if utterance.audio is None:
+        raise DataError(f"utterance {utterance.id}: no recording, so it has no speech view")
+    return utterance.audio, utterance.offset_s, utterance.duration_s
+
+
 class Silence:
     """Stands for `Recordings` where only lengths count: silence, as long as a row's `duration_s` says, and nothing is
     decoded. Within what every family hears: what does not fit is for the recording itself to tell."""
@@ -67,12 +83,12 @@ class Silence:
 
     def wave(self, utterance) -> np.ndarray:
         """(samples,) zeros; DataError, AudioError as of `Recordings`."""
-        if utterance.audio is None:
-            raise DataError(f"utterance {utterance.id}: no recording, so it has no speech view")
-        seconds = utterance.duration_s
+        path, offset_s, seconds = _place(utterance)
         if seconds is None:
-            seconds = audio.info(utterance.audio).duration_s - utterance.offset_s
+            seconds = audio.info(path).duration_s - offset_s
         return np.zeros(max(self.rate // 4, min(self.most, round(seconds * self.rate))), np.float32)
+
+    clip = wave
 
 
 def example(
@@ -104,7 +120,7 @@ def _example(utterance, view, task, tokens, recordings, supervised, content, dem
         name += f" after demonstrations {', '.join(u.id for u in demonstrations)}"
     wave = None
     if view == SPEECH:
-        wave = recordings.wave(utterance)
+        wave = recordings.clip(utterance)
         shown: str | int = tokens.audio_tokens(len(wave), name=utterance.id)
     else:
         shown = transcript(utterance) if content is None else content

@@ -9,6 +9,7 @@ import torch
 from transformers import AudioFlamingo3ForConditionalGeneration
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
 from trainer.formats import audioflamingo3
 
@@ -28,8 +29,14 @@ class AudioFlamingo3(WhisperFamily):
     def read(cls, folder: Path, **options) -> Any:
         return AudioFlamingo3ForConditionalGeneration.from_pretrained(folder, **options)
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        """Of each window."""
         assert isinstance(self.shape, audioflamingo3.Shape)
-        cut, size = [self.shape.chunks(len(w)) for w in waves], self.shape.chunk_samples
-        states = self.trimmed([w[n * size :][:m] for w, c in zip(waves, cut, strict=True) for n, m in enumerate(c)])
-        return list(torch.cat(states).split([self.shape.audio_tokens(len(w)) for w in waves]))
+        size = self.shape.chunk_samples
+        return [self.log_mel(wave[n * size :][:m]) for n, m in enumerate(self.shape.chunks(len(wave)))]
+
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
+        assert isinstance(self.shape, audioflamingo3.Shape)
+        windows = [n for h in heard for n in self.shape.chunks(h.samples)]
+        states = self.trimmed([mel for h in heard for mel in h.frames], windows)
+        return list(torch.cat(states).split([self.shape.audio_tokens(h.samples) for h in heard]))

@@ -1,19 +1,18 @@
 """What the loop and the evaluation ask of a loaded base, the same for all families.
 
-A family's file says where its parts are and how it hears: `read`, `parts`, `encode`, `project`. Everything else is
-here: trainable parts on and off, the pack through the decoder, logits where they are asked for, states of a frozen
-encoder from a cache. Each differs from the stock forward in what is computed, not in its value, and is tested so.
+A family's file says where its parts are and how it hears: `read`, `parts`, `frames`, `states_of`, `project`. All else
+is here: trainable parts on and off, the pack through the decoder, logits where they are asked for; and in
+`listening.py`, states of a frozen encoder from a cache. Each differs from the stock forward in what is computed, not in
+its value, and is tested so.
 """
 
 import contextlib
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
@@ -26,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from trainer.adapter import Parts, adapter_files, attach, checksum, detach, load_adapter, start_from
 from trainer.batch import Batch, assign, collate, groups
 from trainer.families import attention, decoder
-from trainer.features import FeatureCache, alike, wave_key
+from trainer.families.listening import Listening, Wave
+from trainer.features import FeatureCache
 from trainer.fields import problem
 from trainer.resolve import pin_base
 from trainer.spec import Execution
@@ -34,7 +34,7 @@ from trainer.tokens import Tokens
 from trainer.views import Example
 
 
-class Family(ABC):
+class Family(Listening):
     """A loaded base, with or without a trained state on it.
 
     Attributes: `tokens` (prompt, tokenizer, limits), `stock` (the transformers model), `module` (stock or its
@@ -63,7 +63,7 @@ class Family(ABC):
         self.execution = Execution()
         self.checksum = checksum(self.stock)
         self.prepare()
-        self._encoder_key = self._key_of_encoder()
+        self._name_encoder()
 
     def hear(self, window: str) -> None:
         """Sets what the encoder gets of a recording (the job's `encoder_window`); SpecError where the family cannot.
@@ -73,7 +73,7 @@ class Family(ABC):
         assert not self.trained, "a trained state is attached already; detach it first"
         self.tokens = Tokens(self.folder, window)
         self.prepare()
-        self._encoder_key = self._key_of_encoder()
+        self._name_encoder()
 
     @classmethod
     def load(
@@ -103,15 +103,6 @@ class Family(ABC):
     def read(cls, folder: Path, **options) -> Any:
         """The stock model in a folder; `options` go to its `from_pretrained`."""
 
-    @abstractmethod
-    def prepare(self) -> None:
-        """Makes what `encode` needs besides the weights (a feature extractor); again where the window changes."""
-
-    @abstractmethod
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Encoder states of recordings (samples,) at the family's rate → (states, width) per recording. What a
-        recording gives does not depend on the others."""
-
     def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """Encoder states per recording → what the language model gets, all recordings end to end (vectors, width);
         as many vectors per recording as `tokens.audio_tokens` says."""
@@ -120,10 +111,6 @@ class Family(ABC):
     def still(self) -> list[nn.Module]:
         """What runs as in inference also in training."""
         return [self.audio_tower] if self.encoder_is_base else []
-
-    def recipe(self) -> str:
-        """What encoder states depend on besides weights and wave: the feature extractor's settings, the window."""
-        return ""
 
     @property
     def language_model(self) -> Any:
@@ -247,34 +234,9 @@ class Family(ABC):
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def audio_states(self, waves: Sequence[np.ndarray], *, keep: bool = True) -> list[torch.Tensor]:
-        """Encoder states per recording, from the cache where the encoder is the base's own. `keep`: not of what is not
-        heard again."""
-        how = self.execution.encoder_batches
-        if not (keep and self.encoder_is_base and self.execution.feature_cache):
-            return self._encoded(waves, together=how != "off")
-        encoder = self._encoder_key if self.execution.trimming else f"{self._encoder_key}-whole"
-        keys = [wave_key(wave) for wave in waves]
-        known = {key: self.cache.get(encoder, key) for key in keys}
-        missing = {key: wave for key, wave in zip(keys, waves, strict=True) if known[key] is None}
-        with torch.no_grad():
-            together = how == "on" or (how == "auto" and self.device.type == "cuda")
-            made = self._encoded(list(missing.values()), together=together)
-        for key, states in zip(missing, made, strict=True):
-            wide = states if states.dtype == torch.float64 else states.float()
-            known[key] = self.cache.put(encoder, key, wide.cpu().numpy())
-        return [torch.from_numpy(known[key]).to(self.device) for key in keys]
-
-    def _encoded(self, waves: Sequence[np.ndarray], *, together: bool) -> list[torch.Tensor]:
-        """`encode` in batches of alike length, or one by one."""
-        found: dict[int, torch.Tensor] = {}
-        for indices in alike([len(w) for w in waves]) if together else ([i] for i in range(len(waves))):
-            found.update(zip(indices, self.encode([waves[i] for i in indices]), strict=True))
-        return [found[i] for i in range(len(waves))]
-
-    def embed(self, ids: torch.Tensor, waves: Sequence[np.ndarray], *, keep: bool = True) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor, waves: Sequence[Wave], *, keep: bool = True) -> torch.Tensor:
         """Inputs of the language model: ids (batch, time) with the audio vectors of `waves` (row by row, in
-        order) in the place of the placeholders → (batch, time, width)."""
+        order) in the place of the placeholders → (batch, time, width). `keep`: as of `audio_states`."""
         places = ids == self.tokens.audio_id
         # A placeholder has no embedding of its own where the language model did not know the token.
         inputs = self.stock.get_input_embeddings()(ids.masked_fill(places, self.tokens.end))
@@ -377,17 +339,3 @@ class Family(ABC):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits at the places that predict a supervised token: (supervised tokens, vocabulary) fp32."""
         return self.logits(self.supervised_states(batch))
-
-    def _key_of_encoder(self) -> str:
-        """What cached encoder states depend on: weights, features, arithmetic, kind of device, kernel."""
-        weight = self.lm_head.weight
-        parts = (
-            checksum(self.audio_tower),
-            self.recipe(),
-            str(weight.dtype),
-            weight.device.type,
-            "sdpa",
-            torch.__version__,
-            transformers.__version__,
-        )
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -17,6 +17,7 @@ from transformers import GraniteSpeechForConditionalGeneration
 from transformers.audio_utils import mel_filter_bank
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.family import Family
 from trainer.formats import granite_speech
 from trainer.formats.prompt import feature_extractor
@@ -61,19 +62,19 @@ class GraniteSpeech(Family):
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         return super().logits(states) / self.stock.config.text_config.logits_scaling
 
-    def mel(self, wave: np.ndarray) -> torch.Tensor:
-        """(samples,) → (steps, 2 · bins): the stock extractor without torchaudio."""
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        """Mel frames (steps, 2 · bins): the stock extractor without torchaudio."""
         transformed = torch.stft(
             torch.from_numpy(wave), self.settings["n_fft"], self.settings["hop_length"], self.settings["win_length"],
             self.window, return_complex=True,
         )  # fmt: skip
         mel = (transformed.abs().square().T @ self.filters).clip(min=1e-10).log10()
         mel = torch.maximum(mel, mel.max() - 8.0) / 4 + 1
-        return mel[: len(mel) // 2 * 2].reshape(len(mel) // 2, -1)
+        return [mel[: len(mel) // 2 * 2].reshape(len(mel) // 2, -1).numpy()]
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
         tower = self.audio_tower
-        mels = [self.mel(w).to(self.device, tower.input_linear.weight.dtype) for w in waves]
+        mels = [torch.from_numpy(h.frames[0]).to(self.device, tower.input_linear.weight.dtype) for h in heard]
         with self.autocast():
             return [tower(m[None]).last_hidden_state[0] for m in mels]
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.family import Family
 from trainer.formats import phi4_multimodal
 
@@ -60,8 +61,12 @@ class Phi4Multimodal(Family):
     def still(self) -> list[nn.Module]:
         return [self.audio_tower]
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        rate, dtype = self.tokens.shape.sampling_rate, self.audio_tower.embed.out.weight.dtype
-        made = [self.extractor(w, sampling_rate=rate)["audio_input_features"] for w in waves]
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        made = self.extractor(wave, sampling_rate=self.tokens.shape.sampling_rate)
+        return [made["audio_input_features"].numpy()]
+
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
+        dtype = self.audio_tower.embed.out.weight.dtype
+        made = [torch.from_numpy(h.frames[0]).to(self.device, dtype) for h in heard]
         with self.autocast():
-            return [self.audio_tower(m.to(self.device, dtype), None)[0] for m in made]
+            return [self.audio_tower(m, None)[0] for m in made]

@@ -14,6 +14,7 @@ import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.attention import Chunks
 from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
 from trainer.formats import qwen2_5_omni
@@ -66,13 +67,15 @@ class Qwen25Omni(Thinker):
     def projector(self) -> Any:
         return self.audio_tower.proj
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """The stock encoder up to its projector. It gets the frames that hold signal: behind a recording's last chunk
-        it sees zeros, not frames of silence."""
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        """Those that hold signal: behind a recording's last chunk the encoder sees zeros, not frames of silence."""
+        return [self.log_mel(wave)[:, : self.shape.mel_frames(len(wave))]]
+
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
+        """The stock encoder up to its projector."""
         tower, shape = self.audio_tower, self.shape
-        frames = [shape.mel_frames(len(w)) for w in waves]
-        mels = [self.frames(w)[:, :n] for w, n in zip(waves, frames, strict=True)]
-        x = torch.from_numpy(np.concatenate(mels, 1)).to(self.device, tower.conv1.weight.dtype)
+        frames = [shape.mel_frames(h.samples) for h in heard]
+        x = torch.from_numpy(np.concatenate([h.frames[0] for h in heard], 1)).to(self.device, tower.conv1.weight.dtype)
         window = 2 * tower.n_window
         steps = [(min(window, n - start) - 1) // 2 + 1 for n in frames for start in range(0, n, window)]
         states: list[torch.Tensor] = []
@@ -85,4 +88,4 @@ class Qwen25Omni(Thinker):
                 )  # fmt: skip
         finally:
             hook.remove()
-        return list(states[0].split([shape.audio_tokens(len(w)) for w in waves]))
+        return list(states[0].split([shape.audio_tokens(h.samples) for h in heard]))

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Qwen2AudioForConditionalGeneration
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
 from trainer.formats import qwen2_audio
 
@@ -28,5 +28,5 @@ class Qwen2Audio(WhisperFamily):
     def read(cls, folder: Path, **options) -> Any:
         return Qwen2AudioForConditionalGeneration.from_pretrained(folder, **options)
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        return self.trimmed(waves)
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
+        return self.trimmed([h.frames[0] for h in heard], [h.samples for h in heard])

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.attention import Chunks
 from trainer.families.qwen2_5_omni import LAYERS, Thinker, blind
 from trainer.families.whisper import ENCODER_TARGETS
@@ -45,30 +46,32 @@ class Qwen3Omni(Thinker):
     def projector(self) -> Any:
         return nn.Sequential(self.audio_tower.proj1, self.audio_tower.act, self.audio_tower.proj2)
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        rate = self.shape.sampling_rate
+        made = self.mel.extractor(wave, sampling_rate=rate, padding="longest", truncation=False, return_tensors="np")
+        return [made["input_features"][0].T]
+
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
         """Convolutions per recording, blocks for all of them."""
         tower = self.audio_tower
         with self.autocast():
             rows, windows = [], []
-            for wave in waves:
-                states, longest = self._convolved(wave)
+            for h in heard:
+                states, longest = self._convolved(h.frames[0])
                 size = longest * (tower.n_window_infer // (2 * tower.n_window))
                 windows += [min(size, len(states) - start) for start in range(0, len(states), size)]
                 rows.append(states)
-            h, layout = torch.cat(rows), Chunks(windows, self.device)
-            whole = torch.tensor([0, len(h)], device=self.device)
+            x, layout = torch.cat(rows), Chunks(windows, self.device)
+            whole = torch.tensor([0, len(x)], device=self.device)
             for layer in tower.layers:
-                h = layer(h, whole, layout=layout)[0]
-            return list(tower.ln_post(h).split([len(states) for states in rows]))
+                x = layer(x, whole, layout=layout)[0]
+            return list(tower.ln_post(x).split([len(states) for states in rows]))
 
-    def _convolved(self, wave: np.ndarray) -> tuple[torch.Tensor, int]:
-        """(steps, width) of a recording, and the steps of its longest chunk."""
+    def _convolved(self, frames: np.ndarray) -> tuple[torch.Tensor, int]:
+        """(steps, width) of a recording's frames (frames, bins), and the steps of its longest chunk."""
         tower, shape = self.audio_tower, self.shape
         assert isinstance(shape, qwen3_omni_moe.Shape)
-        frames = self.mel.extractor(
-            wave, sampling_rate=shape.sampling_rate, padding="longest", truncation=False, return_tensors="np"
-        )["input_features"][0]
-        chunks = torch.from_numpy(frames.T).to(self.device, tower.conv2d1.weight.dtype).split(shape.chunk_frames)
+        chunks = torch.from_numpy(frames).to(self.device, tower.conv2d1.weight.dtype).split(shape.chunk_frames)
         h = pad_sequence(list(chunks), batch_first=True).transpose(1, 2)[:, None]
         for convolution in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
             h = F.gelu(convolution(h))

@@ -9,6 +9,7 @@ import torch
 from transformers import VoxtralForConditionalGeneration
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.whisper import ENCODER_TARGETS, WhisperFamily
 from trainer.formats import voxtral
 
@@ -32,17 +33,21 @@ class Voxtral(WhisperFamily):
     def recipe(self) -> str:
         return f"{self.mel.recipe()} {self.shape}"
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        """Of each window."""
+        assert isinstance(self.shape, voxtral.Shape)
+        whole = self.mel.filled(wave) if self.execution.trimming else self.mel.whole(wave)
+        size = self.shape.chunk_frames
+        return [whole[:, n * size :][:, :length] for n, length in enumerate(self.shape.chunks(len(wave)))]
+
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
         """Steps of a vector side by side: (vectors, 4 · width)."""
         assert isinstance(self.shape, voxtral.Shape)
-        chunks = [self.shape.chunks(len(w)) for w in waves]
-        mels = []
-        for wave, frames in zip(waves, chunks, strict=True):
-            whole = self.mel.filled(wave) if self.execution.trimming else self.mel.whole(wave)
-            mels += [whole[:, n * self.shape.chunk_frames :][:, :length] for n, length in enumerate(frames)]
+        mels = [mel for h in heard for mel in h.frames]
         steps = [m.shape[1] // 2 for m in mels]
         with self.autocast():
             h = self.audio_tower.layer_norm(self.blocks(mels, steps))
         side = self.shape.vector_frames // 2
         rows = [states[:n].reshape(n // side, -1) for states, n in zip(h, steps, strict=True)]
-        return list(torch.cat(rows).split([sum(frames) // self.shape.vector_frames for frames in chunks]))
+        vectors = [sum(self.shape.chunks(h.samples)) // self.shape.vector_frames for h in heard]
+        return list(torch.cat(rows).split(vectors))

@@ -31,22 +31,25 @@ class WhisperFamily(Family, ABC):
     def recipe(self) -> str:
         return self.mel.recipe()
 
-    def frames(self, wave: np.ndarray) -> np.ndarray:
-        """Mel frames of a recording that the encoder gets, (bins, frames)."""
+    def log_mel(self, wave: np.ndarray) -> np.ndarray:
+        """Mel frames that decide the encoder's output, or all of its window, (bins, frames)."""
         return self.mel(wave) if self.execution.trimming else self.mel.whole(wave)
+
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        return [self.log_mel(wave)]
 
     def blocks(self, mels: Sequence[np.ndarray], steps: Sequence[int]) -> torch.Tensor:
         """`blocks` of this encoder, from frames (bins, frames) per recording."""
         x = padded([torch.from_numpy(m) for m in mels]).to(self.device, self.audio_tower.conv1.weight.dtype)
         return blocks(self.audio_tower, x, steps, whole=not self.execution.trimming)
 
-    def trimmed(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """States of an encoder that masks what is behind the signal, pools by two and norms: (vectors, width) per
-        recording."""
+    def trimmed(self, mels: Sequence[np.ndarray], samples: Sequence[int]) -> list[torch.Tensor]:
+        """States of an encoder that masks what is behind the signal, pools by two and norms, from the frames of
+        recordings of so many samples: (vectors, width) per recording."""
         tower = self.audio_tower
-        steps = [(self.shape.mel_frames(len(w)) - 1) // 2 + 1 for w in waves]
+        steps = [(self.shape.mel_frames(n) - 1) // 2 + 1 for n in samples]
         with self.autocast():
-            h = self.blocks([self.frames(w) for w in waves], steps)
+            h = self.blocks(mels, steps)
             h = tower.layer_norm(tower.avg_pooler(h.permute(0, 2, 1)).permute(0, 2, 1))
         return [states[: n // 2] for states, n in zip(h, steps, strict=True)]
 

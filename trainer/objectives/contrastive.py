@@ -48,7 +48,7 @@ def _heard(example: Example, audio: int) -> Example:
     """The recording alone, without its prompt; running text with all that is heard and read."""
     if example.cuts or audio not in example.prompt:
         return replace(example, prompt=example.prompt + example.answer, answer=(), twin=None, context=())
-    return Example(example.name, (audio,) * example.prompt.count(audio), (), example.wave)
+    return Example(example.name, (audio,) * example.prompt.count(audio), (), example.wave, heard=example.heard)
 
 
 def likeness(kind: Contrastive, text: Sequence[torch.Tensor], speech: Sequence[torch.Tensor]) -> torch.Tensor:

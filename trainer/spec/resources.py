@@ -49,4 +49,4 @@ class Execution(Spec):
     """Compute the language model's activations again in the backward pass; `auto`: only from the step on in which a
     single example does not fit into the memory otherwise."""
     prefetch: int = Field(default=2, ge=0, le=64)
-    """Steps whose recordings are read and decoded ahead, in threads; 0: when they are needed."""
+    """Steps whose recordings are decoded and turned into mel frames ahead, in threads; 0: when they are needed."""

@@ -237,7 +237,7 @@ def _check(folder: Path, llm: str, dtype: torch.dtype) -> None:
     batch = model.collate([Example(e.name, e.prompt, answer, e.wave, e.asked) for e in examples])
     got = cross_entropy(model.forward(batch), batch.targets)
     for row, e in enumerate(examples):
-        heard = {} if e.wave is None else {"features": model.features([e.wave]), "samples": [len(e.wave)]}
+        heard = {} if e.wave is None else {"features": model.features([model.listen(e.wave)]), "samples": [len(e.wave)]}
         logits = model.stock(torch.tensor([e.prompt + answer]), **heard).logits[0, -len(answer) - 1 : -1].float()
         off = float((cross_entropy(logits, torch.tensor(answer)) - got[batch.rows == row]).abs().max())
         if not off <= TOLERANCE:

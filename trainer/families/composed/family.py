@@ -11,6 +11,7 @@ from torch import nn
 from transformers import EncodecFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from trainer.adapter import Parts
+from trainer.example import Heard
 from trainer.families.composed.encoders import KINDS
 from trainer.families.composed.model import ComposedForConditionalGeneration
 from trainer.families.family import Family
@@ -64,16 +65,20 @@ class Composed(Family):
     def recipe(self) -> str:
         return json.dumps(self.stock.config.extractors, sort_keys=True)
 
-    def features(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """What each encoder gets of recordings (samples,), padded by zeros: (recordings, …, time) per encoder."""
+    def frames(self, wave: np.ndarray) -> list[np.ndarray]:
+        """Of each encoder: mel frames, or a wave again."""
         whole = not self.execution.trimming
-        made = [e.whole if whole and isinstance(e, Mel) else e for e in self._extractors]
-        return [padded([torch.from_numpy(extractor(w)) for w in waves]) for extractor in made]
+        return [e.whole(wave) if whole and isinstance(e, Mel) else e(wave) for e in self._extractors]
 
-    def encode(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        features = [x.to(self.device) for x in self.features(waves)]
+    def features(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
+        """What each encoder gets of recordings, padded by zeros: (recordings, …, time) per encoder."""
+        encoders = zip(*(h.frames for h in heard), strict=True)
+        return [padded([torch.from_numpy(x) for x in one]).to(self.device) for one in encoders]
+
+    def states_of(self, heard: Sequence[Heard]) -> list[torch.Tensor]:
         with self.autocast():
-            return self.audio_tower(features, [len(w) for w in waves], whole=not self.execution.trimming)
+            samples = [h.samples for h in heard]
+            return self.audio_tower(self.features(heard), samples, whole=not self.execution.trimming)
 
     def project(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         dtype = next(self.projector.parameters()).dtype
