@@ -6,13 +6,16 @@ import torch
 import toy
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.tensor import DTensor
 
+from trainer import decoding, evaluate
 from trainer.batch import Shared, assign
 from trainer.families import load
 from trainer.fields import SpecError
 from trainer.ranks import spawn
 from trainer.run import run
 from trainer.store import FolderStore
+from trainer.views import Example
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -26,6 +29,20 @@ def test_ranks_get_equally_many_micro_batches(lengths, budget, world):
     assert all(len(b) == 1 or sum(lengths[i] for i in b) <= budget for batches in ranks for b in batches)
 
 
+def gathered(model):
+    """[Layers that are whole at once, at most], counted in the middle of each on its way forward and back."""
+    layers, most = model.language_model.layers, []
+
+    def count(*_):
+        whole = sum(not isinstance(layer.input_layernorm.weight, DTensor) for layer in layers)
+        most[:] = [max([whole, *most])]
+
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(count)
+        layer.mlp.register_full_backward_hook(count)
+    return most
+
+
 def trained(folders, ranks=None, *, shard, budget, parts):
     """Losses of all steps, the adapter, and the share of the frozen layers on this rank."""
     torch.set_num_threads(1)
@@ -37,8 +54,12 @@ def trained(folders, ranks=None, *, shard, budget, parts):
     if shard:
         model.shard()
     events: list[dict] = []
+    most = gathered(model) if shard else []
+    asked = Example("text", model.tokens.prompt_ids("Which tone?", "a tone"), (), None)
+    assert decoding.generate(model, [asked], max_new_tokens=2)  # a resumed job may be judged before it goes on
     toy.loop(resolved, corpus, model, ranks=ranks, sink=events.append, budget=budget).run()
     held = [p for p in model.language_model.layers.parameters() if p not in own]
+    assert most == [1] * shard
     share = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in held) / whole
     return [e["loss"] for e in events if e["kind"] == "step"], model.files()["adapter_model.safetensors"], share
 
@@ -65,20 +86,28 @@ def test_a_split_base_trains_like_a_whole_one(tmp_path, budget, parts):
     assert adapters[0] == adapters[1]
 
 
-def run_of_two(ranks, folders, out):
+def run_of_two(ranks, folders, out, full):
     resolved, _ = toy.resolved(*folders, resources={"shard_base": True})
+    generate = evaluate.generate
+
+    def lacking(model, examples, **options):
+        if full and ranks.rank == 1 and len(examples) > full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(model, examples, **options)
+
+    evaluate.generate = lacking
     made = run(resolved, FolderStore(out / "split"), roots=[folders[1]], ranks=ranks, threads=1)
     assert made.outcome == "succeeded", made.message
 
 
-def test_a_whole_job_on_a_split_base_answers_like_one_on_a_whole_base(tmp_path):
+@pytest.mark.parametrize("full", [0, 3])
+def test_a_whole_job_on_a_split_base_answers_like_one_on_a_whole_base(tmp_path, full):
+    """Also where one rank has room for no more than three at once."""
     folders = toy.base(tmp_path / "base"), toy.data(tmp_path / "data")
     resolved, _ = toy.resolved(*folders)
     run(resolved, FolderStore(tmp_path / "whole"), roots=[folders[1]], threads=1)
-    spawn(run_of_two, 2, folders, tmp_path, method="fork")
-    answers = [
-        (tmp_path / name / "attempts/1/predictions/speech.jsonl").read_text() for name in ("whole", "split")
-    ]
+    spawn(run_of_two, 2, folders, tmp_path, full, method="fork")
+    answers = [(tmp_path / name / "attempts/1/predictions/speech.jsonl").read_text() for name in ("whole", "split")]
     assert answers[0] == answers[1]
 
 

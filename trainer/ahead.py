@@ -1,8 +1,9 @@
 """A stage's examples, those of the next steps made in threads while a step is computed: read, decoded, resampled, and
 turned into what the encoder gets.
 
-Threads do, and need no copies between processes: libsndfile, soxr, numpy's and torch's transforms leave Python's lock.
-What is made, and in what order the loop gets it, does not depend on them.
+Threads do, and need no copies between processes: libsndfile, soxr, numpy's and torch's transforms leave Python's lock
+(decoding and mel frames of 3 and 15 s: two threads made as many as two processes). What is made, and in what order the
+loop gets it, does not depend on them.
 """
 
 from collections.abc import Callable, Sequence

@@ -22,7 +22,7 @@ from trainer.memory import out_of_memory
 from trainer.objectives import Size, objective_loss
 from trainer.objectives.misalignment import measure
 from trainer.plan import StagePlan
-from trainer.ranks import ACTIONS, Ranks, checked
+from trainer.ranks import ACTIONS, ElsewhereError, Ranks, checked
 from trainer.rng import seed_of
 from trainer.schedule import lr_scale
 from trainer.stage import Stage, shares
@@ -288,14 +288,16 @@ class Loop:
         for indices in self._cut(stage, outlines):
             single = len(indices) <= objective.unit
             try:
-                if not indices:  # the others need this rank's part of the base
-                    self._backward(stage, list(outlines[: objective.unit]), 0, size, weight=0.0)
-                    continue
-                batch, loss = self._backward(stage, [made[i] for i in indices], indices[0], size)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+                with self.model.alike():
+                    if not indices:  # the others need this rank's part of the base
+                        self._backward(stage, list(outlines[: objective.unit]), 0, size, weight=0.0)
+                        continue
+                    batch, loss = self._backward(stage, [made[i] for i in indices], indices[0], size)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
                 if not out_of_memory(error):
                     raise
                 trial.out_of_memory = True
+                single = single and not isinstance(error, ElsewhereError)
                 break
             trial.tokens += len(batch.targets)
             trial.loss += float(loss.total.detach())
@@ -345,7 +347,8 @@ class Loop:
         a base split over ranks is gathered by all alike."""
         if stage.measure is None or ((t + 1) % stage.measure.every and t + 1 < stage.steps):
             return {}
-        return measure(self.model, self.measured, self.budget)._asdict()
+        with self.ranks.together(), self.model.alike():
+            return measure(self.model, self.measured, self.budget)._asdict()
 
     def _report(self, event: Event, row_losses: list[float]) -> None:
         self.sink(event)

@@ -19,6 +19,10 @@ ACTIONS = ("continue", "checkpoint_and_exit", "abort")
 """What `control` may ask for, the strongest last."""
 
 
+class ElsewhereError(RuntimeError):
+    """Another rank failed at what all ranks compute together; its own error says why."""
+
+
 class Ranks:
     """This process's place among the ranks, and the one reduction that a step needs."""
 
@@ -61,15 +65,16 @@ class Ranks:
         self.agree(failure)
 
     def agree(self, failure: Exception | None) -> None:
-        """Raises the first rank's failure on every rank, if one has any; all ranks call it."""
+        """Raises the first rank's failure on every rank, if one has any, rather its cause than what it did elsewhere;
+        all ranks call it."""
         if self.world_size == 1:
             if failure is not None:
                 raise failure
             return
         found = self.gather(failure and _portable(failure, self.rank))
-        first = next(((rank, error) for rank, error in enumerate(found) if error is not None), None)
-        if first is not None:
-            rank, error = first
+        failed = [(rank, error) for rank, error in enumerate(found) if error is not None]
+        if failed:
+            rank, error = min(failed, key=lambda one: isinstance(one[1], ElsewhereError))
             raise failure if failure is not None and rank == self.rank else error
 
 

@@ -195,20 +195,21 @@ def _in_batches(
     found: dict[int, T] = {}
     lengths = [len(e.prompt) + room for e, room in zip(examples, rooms, strict=True)]
     for indices in batches(lengths, BATCH_TOKENS // beams):
-        found.update(zip(indices, _fitting(work, indices), strict=True))
+        found.update(zip(indices, _fitting(work, model, indices), strict=True))
         between(len(indices))
     return [found[i] for i in range(len(examples))]
 
 
-def _fitting(work: Callable[[Sequence[int]], list[T]], batch: Sequence[int]) -> list[T]:
+def _fitting(work: Callable[[Sequence[int]], list[T]], model, batch: Sequence[int]) -> list[T]:
     """`work`, with a batch that does not fit into the memory cut in two."""
     try:
-        return work(batch)
+        with model.alike():
+            return work(batch)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not out_of_memory(error) or len(batch) == 1:
             raise
     half = len(batch) // 2
-    return _fitting(work, batch[:half]) + _fitting(work, batch[half:])
+    return _fitting(work, model, batch[:half]) + _fitting(work, model, batch[half:])
 
 
 def alike(utterances: Sequence, examples: Sequence[Example]) -> list[list[int]]:

@@ -18,14 +18,13 @@ import torch.distributed as dist
 import transformers
 from peft import PeftModel
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from trainer.adapter import Parts, adapter_files, attach, checksum, detach, load_adapter, start_from
 from trainer.batch import Batch, assign, collate, groups
 from trainer.families import attention, decoder
 from trainer.families.listening import Listening, Wave
+from trainer.families.shards import Shards
 from trainer.features import FeatureCache
 from trainer.fields import problem
 from trainer.resolve import pin_base
@@ -59,7 +58,7 @@ class Family(Listening):
         self.encoder_is_base = True
         self.dropout = 0.0
         self.reusable = True
-        self.sharded = False
+        self._shards: Shards | None = None
         self.execution = Execution()
         self.checksum = checksum(self.stock)
         self.prepare()
@@ -214,13 +213,20 @@ class Family(Listening):
         its part, and gathers a layer while it is computed. Adapters, projector and the whole audio side stay on every
         rank outside of it, so that ranks with text and ranks with speech meet in the same gathers.
 
-        From here on all ranks must run the decoder equally often. The model cannot be lent again.
+        From here on all ranks must run the decoder equally often, `alike`. The model cannot be lent again.
         """
-        mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
-        own = set(self.trained.values())
-        for layer in self.language_model.layers:
-            fully_shard(layer, mesh=mesh, ignored_params=own & set(layer.parameters()))
-        self.sharded, self.reusable = True, False
+        self._shards = Shards(self.language_model.layers, set(self.trained.values()), self.device)
+        self.reusable = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether `shard` was called."""
+        return self._shards is not None
+
+    def alike(self) -> contextlib.AbstractContextManager[None]:
+        """What ranks compute alike: where the base is split over them, a failure of one is one of all
+        (`Shards.alike`)."""
+        return contextlib.nullcontext() if self._shards is None else self._shards.alike()
 
     # ---- forward
 
