@@ -230,7 +230,8 @@ def _each_once(spec: Mapping[str, Any], rules: Mapping[str, Rule]) -> Json:
     def values(table: Mapping[str, Any]) -> dict[str, list[Any]]:
         found = {}
         for key, given in table.items():
-            rule = rules.get(key) or short.get(key) or _few
+            tail = key.rpartition(".")[2]
+            rule = rules.get(key) or short.get(key) or (lambda value, tail=tail: _few({tail: value})[tail])
             each = [rule(value) for value in (given if isinstance(given, list) else [given])]
             found[key] = [v for n, v in enumerate(each) if v not in each[:n]]
         many = {k: v[:1] if k.rpartition(".")[2] in ("seed", "subset_seed") else v for k, v in found.items()}

@@ -88,6 +88,17 @@ def test_a_dotted_path_reaches_any_field(tmp_path):
     assert [c.runs[0].spec.optimizer.peak_lr for c in found.cells] == [1e-4, 3e-4]
 
 
+def test_a_field_of_a_table_in_a_table_goes_by_its_whole_path(tmp_path):
+    recipe = {"name": "label_permutation", "labels": "regular"}
+    grid = {"recipe.demonstrations.most": [0, 2], "evaluate.decode.beams": [1, 3]}
+    found = expand(study(corpus_folder(tmp_path), recipe=recipe, grid=grid), read_corpus)
+    assert [c.name for c in found.cells] == ["most=0 beams=1", "most=0 beams=3", "most=2 beams=1", "most=2 beams=3"]
+    assert [c.runs[0].spec.recipe.demonstrations.most for c in found.cells] == [0, 0, 2, 2]
+    for wrong in ("recipe.demonstrations.leest", "recipe.name", "beams", "recipe.labels.x"):
+        with pytest.raises(SpecError, match="no such field"):
+            expand(study(tmp_path, recipe=recipe, grid={wrong: [1]}), read_corpus)
+
+
 def test_fields_of_one_name_in_two_tables_make_cells_of_their_own(tmp_path):
     grid = {"recipe.schedule": ["uniform", "ads"], "optimizer.schedule": ["cosine", "constant"]}
     found = expand(study(corpus_folder(tmp_path), recipe={"name": "data_scheduling"}, grid=grid), read_corpus)

@@ -96,6 +96,14 @@ def test_what_says_its_own_length_is_short_too():
     assert tiny({**JOB, "recipe": asking})["recipe"]["demonstrations"]["retriever"] == "tfidf"
 
 
+def test_a_grid_is_small_too():
+    study = {**{k: v for k, v in JOB.items() if k != "name"}, "study": "s", "recipe": {"name": "label_permutation"}}
+    grid = {"recipe.demonstrations.retriever": ["BAAI/llm-embedder", "random"], "recipe.labels": ["regular"]}
+    made = tiny({**study, "grid": grid})
+    cells = [{k: v[0] for k, v in made["grid"].items()}, *made["also"]]
+    assert [cell["recipe.demonstrations.retriever"] for cell in cells] == ["tfidf", "random"]
+
+
 def test_the_fewest_steps_that_the_recipe_accepts():
     once = {"name": "limited_speech", "scheme": "direct_mix", "speech_presentations": 3}
     made = tiny({**JOB, "data": {"text": "a", "speech": "b"}, "recipe": once})

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.fields import problem
+from trainer.fields import Spec, problem
 from trainer.spec import Data, Demos, Evaluate, JobSpec, Resources, SourceLanguage, Tuning
 from trainer.stage import Optimizer
 from trainer.strategies import STRATEGIES
@@ -60,8 +60,8 @@ def _without_recordings(point: dict[str, Any], template: Mapping[str, Any]) -> d
 def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
     """The dotted path that a grid key means."""
     paths = _paths(template)
-    if key in paths:
-        return key
+    if key in paths or (key.count(".") > 1 and _reaches(key.split("."), JobSpec, template)):
+        return key  # what lies deeper goes by its whole path alone: shorter names would mean several
     matches = sorted(p for p in paths if p.split(".")[-1] == key and not p.startswith("source."))
     if len(matches) == 1:
         return matches[0]
@@ -72,13 +72,26 @@ def _field(key: str, template: Mapping[str, Any], at: str = "grid") -> str:
     raise problem(f"{at}.{key}", f"no such field{f'; did you mean {near[0]!r}?' if near else ''}")
 
 
-def _paths(template: Mapping[str, Any]) -> set[str]:
+def _strategy(template: Mapping[str, Any]) -> type[Spec]:
     recipe = template.get("recipe", "auto")
     name = recipe.get("name", "auto") if isinstance(recipe, Mapping) else recipe
-    strategy = next((s for s in STRATEGIES if s.model_fields["name"].default == name), STRATEGIES[0])
+    return next((s for s in STRATEGIES if s.model_fields["name"].default == name), STRATEGIES[0])
+
+
+def _reaches(path: Sequence[str], model: type[Spec], template: Mapping[str, Any]) -> bool:
+    """Whether names lead from a model to a field, by tables that are always there."""
+    head, *rest = path
+    fields = {f.alias or name: f.annotation for name, f in model.model_fields.items()}
+    if head not in fields or not rest:
+        return head in fields
+    inner = _strategy(template) if (model, head) == (JobSpec, "recipe") else fields[head]
+    return isinstance(inner, type) and issubclass(inner, Spec) and _reaches(rest, inner, template)
+
+
+def _paths(template: Mapping[str, Any]) -> set[str]:
     nested = {
         "data": Data,
-        "recipe": strategy,
+        "recipe": _strategy(template),
         "tuning": Tuning,
         "optimizer": Optimizer,
         "evaluate": Evaluate,
