@@ -121,3 +121,7 @@ def test_gradients_are_compared_at_one_jobs_weights(world, tmp_path):
     assert at_checkpoints(store, [4], 3, [world[1]])[4] == found[4]  # nothing was learnt
     with pytest.raises(ValueError, match="no checkpoint after step 3; there is one every 2 steps"):
         at_checkpoints(store, [3], 1, [world[1]])
+    with pytest.raises(ValueError, match="--batches 0: must be 1 or more"):
+        at_checkpoints(store, [2], 0, [world[1]])
+    with pytest.raises(ValueError, match="no job lies there"):
+        at_checkpoints(FolderStore(tmp_path / "nothing"), [2], 1, [world[1]])

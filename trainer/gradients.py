@@ -84,7 +84,12 @@ def measured(model, resolved: Resolved, corpus: Corpus, batches: int, budget: in
 
 
 def at_checkpoints(store: Store, steps: Sequence[int], batches: int, roots: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """`measured` at the checkpoints after `steps` of the job in `store`. ValueError where there is none."""
+    """`measured` at the checkpoints after `steps` of the job in `store`. ValueError where there is none, or no batch.
+    """
+    if batches < 1:
+        raise ValueError(f"--batches {batches}: must be 1 or more")
+    if not store.exists("spec.json"):
+        raise ValueError(f"{store.uri}: no job lies there; give the folder of one (--out of attune run)")
     resolved = Resolved.model_validate_json(store.get("spec.json"))
     corpus = read_corpus(resolved.spec, roots)
     check_pins(resolved, corpus)
