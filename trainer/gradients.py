@@ -84,8 +84,7 @@ def measured(model, resolved: Resolved, corpus: Corpus, batches: int, budget: in
 
 
 def at_checkpoints(store: Store, steps: Sequence[int], batches: int, roots: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """`measured` at the checkpoints after `steps` of the job in `store`. ValueError where there is none, or no batch.
-    """
+    """`measured` at the checkpoints after `steps` of the job in `store`. ValueError where it cannot be measured."""
     if batches < 1:
         raise ValueError(f"--batches {batches}: must be 1 or more")
     if not store.exists("spec.json"):
