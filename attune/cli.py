@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"attune {args.command}: {_plural(error)}\n{error}", file=sys.stderr)
         if args.command == "run":
-            from trainer.result import leave_refusal  # brings scipy, so only here
+            from trainer.result import leave_refusal  # brings more than other commands need, so only here
 
             leave_refusal(args.out, args.spec.stem, error)
         return 2

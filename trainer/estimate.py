@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.compare import smallest_detectable
 from trainer.corpus import Corpus
 from trainer.formats import FORMATS
 from trainer.resolve import Resolved
@@ -111,8 +112,6 @@ def estimate(resolved: Resolved, corpus: Corpus) -> Estimate:
     blocks = min(count, len(speakers)) if None not in speakers else count
     smallest = 1.0
     if blocks >= 2:
-        from trainer.compare import smallest_detectable  # brings scipy, which no other command needs to start
-
         smallest = smallest_detectable(count, blocks, 0.7)
     else:
         notes.append("one test speaker: no difference can be shown to hold for others")
