@@ -8,7 +8,7 @@ import toy
 
 from attune.cli import main
 from attune.importing import SourceError
-from attune.importing.words import read_ctm, read_textgrids, timed
+from attune.importing.words import add_words, read_ctm, read_textgrids, timed
 from trainer.manifest import Utterance, load
 
 LONG = """File type = "ooTextFile"
@@ -104,6 +104,20 @@ def test_words_come_to_the_utterance_that_holds_them():
     marks = {"rec": [{"text": "sil", "start": 0, "end": 1}]}
     assert timed(silent, marks).words[0]["text"] == "sil"
     assert timed(Utterance("u", "t", "da", "train", "ja", audio="rec.wav", duration_s=9.0), marks).words is None
+
+
+def test_recordings_of_one_name_are_told_apart_by_ids_alone(tmp_path):
+    rows = [{"id": f"u{n}", "task": "transcribe", "language": "en", "split": "train", "text": "one", "label": None,
+             "audio": f"s{n}/001.wav", "duration_s": 0.5} for n in range(2)]  # fmt: skip
+    for row in rows:
+        (tmp_path / "data" / row["audio"]).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / row["audio"], toy.wave(300, 0.5), 16000)
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    times = [{"text": "one", "start": 0.0, "end": 0.5}]
+    with pytest.raises(SourceError, match=r"s0/001.wav and .*s1/001.wav are both 001"):
+        add_words(str(tmp_path / "data"), {"001": times}, tmp_path / "out")
+    add_words(str(tmp_path / "data"), {"u0": times, "u1": times}, tmp_path / "out")
+    assert [len(row.words) for row in load(str(tmp_path / "out"))] == [1, 1]
 
 
 def test_the_command_makes_a_new_data_set(tmp_path, capsys):

@@ -137,6 +137,13 @@ def add_words(
     dataset_at(out)
     check_writable(out)
     before = load(ref, roots)
+    named_alike: dict[str, str] = {}
+    for row in before:
+        if row.audio is None or row.id in found or (name := Path(row.audio).stem) not in found:
+            continue
+        if (other := named_alike.setdefault(name, row.audio)) != row.audio:
+            remedy = "name the times by the utterances' ids"
+            raise SourceError(f"{ref}: {other} and {row.audio} are both {name}, as times are named; {remedy}")
     rows = [timed(row, found) for row in before]
     got = [row for old, row in zip(before, rows, strict=True) if row is not old]
     spoken = [row for row in rows if row.audio]
