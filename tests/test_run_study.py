@@ -181,6 +181,10 @@ def test_one_base_and_no_s3_for_a_study(world, tmp_path, capsys):
     path.write_text(yaml.safe_dump(study(world, grid=grid)))
     assert main([str(path), "--out", str(tmp_path / "o"), "--data-root", str(world[1])]) == 2
     assert "base: the cells of a study share one" in capsys.readouterr().err
+    grid = {"scheme": ["text_only"], "evaluate.metric": ["accuracy", "macro_f1"]}
+    path.write_text(yaml.safe_dump(study(world, grid=grid)))
+    assert main([str(path), "--out", str(tmp_path / "o"), "--data-root", str(world[1])]) == 2
+    assert "evaluate.metric: the cells of a study share one" in capsys.readouterr().err
     path.write_text(yaml.safe_dump(study(world)))
     assert main([str(path), "--out", "s3://bucket/x", "--data-root", str(world[1])]) == 2
     assert "a study writes to a folder" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The contract: what is accepted, what is refused and in which words, and what a hash depends on."""
 
+import json
 import re
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_bad_spec_is_refused_with_field_value_and_remedy(fields, words):
 def test_all_problems_are_listed_at_once():
     message = refused({"langauge": "it", "steps": -1, "data": {"corpus": "x", "speech_fraction": 7}})
     assert len(message.splitlines()) == 3
+
+
+def test_two_data_sets_that_say_different_things_of_a_task_are_refused(tmp_path):
+    heard = corpus_folder(tmp_path / "b", texts=12)
+    given = {"data": {"text": str(corpus_folder(tmp_path / "a")), "speech": str(heard)}}
+    fields = {k: v for k, v in job(tmp_path, **given).items() if k != "tasks"}
+    read_and_resolve(parse_job(fields))
+    task = json.loads((tmp_path / "b" / "task.yaml").read_text())
+    (tmp_path / "b" / "task.yaml").write_text(json.dumps({**task, "instruction": {"en": "Where to?"}}))
+    with pytest.raises(SpecError, match="say different things of the task 'turn'; write it out here"):
+        read_and_resolve(parse_job(fields))
+    read_and_resolve(parse_job({**fields, "tasks": [task]}))
 
 
 TURN = {"name": "turn", "instruction": {"en": "x"}, "answer": "label", "labels": ["go", "stop", "left", "right"]}

@@ -306,11 +306,15 @@ def tasks_of(ref: str, roots: Roots = (".",)) -> dict[str, Task]:
 
 def _tasks(spec: JobSpec, read: list[SourceRows]) -> dict[str, Task]:
     """The tasks of all rows: as given in the spec, else in the data sets' task.yaml, else built in."""
-    known = builtin_tasks()
+    known, own = builtin_tasks(), {}
     for source in (part for found in read for part in found.each()):
         path = source.folder / "task.yaml"
         if path.is_file():
             task = read_task(path)
+            other, said = own.setdefault(task.name, (source.ref, task))
+            if said != task and not any(isinstance(t, Task) and t.name == task.name for t in spec.tasks or []):
+                message = f"{other} and {source.ref} say different things of the task '{task.name}'; write it out here"
+                raise problem("tasks", message, task.name)
             known[task.name] = task
     given: dict[str, Task] = {}
     for n, item in enumerate(spec.tasks or []):

@@ -124,12 +124,13 @@ def _seed(cell: Cell, run: Resolved) -> int | str:
 
 
 def _one_base(expanded: Expanded) -> None:
-    """SpecError where the cells cannot share one warm base and one test."""
+    """SpecError where the cells cannot share one warm base, one test and one main metric."""
     runs = [run for cell in expanded.cells for run in cell.runs]
     for field, values in (
         ("base", {(r.spec.base, r.spec.revision) for r in runs}),
         ("precision", {r.spec.precision for r in runs}),
         ("evaluate.on", {r.test.sha256 for r in runs}),
+        ("evaluate.metric", {main_metric(r) for r in runs}),
     ):
         if len(values) > 1:
             raise problem(field, "the cells of a study share one; make it two studies")
@@ -156,7 +157,8 @@ def _settle_encoder(expanded: Expanded, read: Reader, model, store: Store) -> Ex
     """`encoder: auto` settled once for all cells, on the most recordings that any of them may use: cells whose
     encoders differ would not be comparable."""
     heard = [run for cell in expanded.cells for run in cell.runs if run.hearing is not None]
-    if not heard or "tuning.encoder" in expanded.study.grid:
+    tables = [expanded.study.grid, *expanded.study.also]
+    if not heard or any(key.rpartition(".")[2] == "encoder" for table in tables for key in table):
         return expanded
     widest = max(heard, key=lambda run: (run.hearing.rows if run.hearing else 0, run.hash))
     assert widest.hearing is not None
