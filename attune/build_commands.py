@@ -18,6 +18,10 @@ from attune.service_commands import Command
 TTS = 'command that speaks one text, e.g. "espeak-ng -v {language} -w {wav} -f {text_file}"; also {voice}'
 
 
+OF_TTS = ("tts_licence", "voices", "voices_test", "skip_failed")
+"""Options that say nothing without a synthesiser."""
+
+
 def add(
     command: Command,
     roots: Callable[[argparse.ArgumentParser], None],
@@ -133,6 +137,9 @@ def _active(args: argparse.Namespace, roots: list[Path]) -> int:
 
 
 def _summaries(args: argparse.Namespace) -> int:
+    if not args.tts and (said := [name for name in OF_TTS if getattr(args, name)]):
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in said)
+        raise ValueError(f"{options}: says how --tts speaks; give --tts, or leave it out")
     named = {role: getattr(args, role) for role in ("text", "summary", "split", "id", "speaker")}
     ask = PairOptions(
         args.language, {role: name for role, name in named.items() if name}, args.audio, args.audio_root,

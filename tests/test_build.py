@@ -221,6 +221,9 @@ class TestSummaries:
         ]
         assert main(asked) == 0
         assert "30 of 30 rows from news.csv (summaries (csv))" in capsys.readouterr().out
+        mute = ["build", "summaries", str(source), "--language", "ar", "--audio", "file", "--out", str(tmp_path / "m")]
+        assert main([*mute, "--voices", "anna", "--skip-failed"]) == 2
+        assert "--voices and --skip-failed: says how --tts speaks" in capsys.readouterr().err
         rows, task = load(str(tmp_path / "out")), read_task(tmp_path / "out" / "task.yaml")
         assert (task.name, task.answer, task.metrics) == ("summarise", "text", ["rouge_l", "rouge1", "rouge2"])
         assert {r.split for r in rows} == {"train", "dev", "test"}

@@ -117,6 +117,8 @@ class TestTables:
         assert task.labels == ["0", "1"]
         assert [(row.label, row.speaker) for row in rows][:2] == [("0", "100"), ("1", "101")]
         assert any("sheet" in note for note in report.notes)
+        with pytest.raises(SourceError, match=r"--sheet is for \.xlsx workbooks"):
+            bring("t.csv", "text,intent\nhello,greet\n", ImportOptions(language="en", sheet="notes"), out="y")
         with pytest.raises(SourceError, match="no sheet 'x'; it has: Sheet, notes"):
             bring("t.xlsx", None, ImportOptions(language="en", sheet="x"), out="x")
 

@@ -457,10 +457,10 @@ def test_a_finished_run_keeps_its_result_whatever_is_started_there(start, tmp_pa
 def test_a_paused_run_whose_data_are_gone_says_so_and_another_spec_leaves_nothing(start, tmp_path):
     out, gone = tmp_path / "out", tmp_path / "gone"
     gone.mkdir()
-    assert start(out, resources={"time": "0s"}) == 1
-    assert start(out, gone, resources={"time": "0s"}, seed=5) == 2
+    assert start(out, resources={"time": "0.001s"}) == 1
+    assert start(out, gone, resources={"time": "0.001s"}, seed=5) == 2
     assert newest_result(str(out)).reason == "timeout"
-    assert start(out, gone, resources={"time": "0s"}) == 2
+    assert start(out, gone, resources={"time": "0.001s"}) == 2
     result = newest_result(str(out))
     assert (result.reason, result.attempt, result.attempts) == ("invalid_data", 2, [1, 2])
 
@@ -479,7 +479,7 @@ def test_a_job_pinned_to_an_older_base_in_s3_is_refused(world, s3_base, tmp_path
 
 
 def test_command_line_keeps_the_time_limit(world, tmp_path, capsys):
-    resolved, _ = toy.resolved(*world, resources={"time": "0s"})
+    resolved, _ = toy.resolved(*world, resources={"time": "0.001s"})
     spec = tmp_path / "job.json"
     spec.write_text(resolved.spec.model_dump_json(by_alias=True, exclude_unset=True))
     assert main([str(spec), "--out", str(tmp_path / "out"), "--data-root", str(world[1])]) == 1

@@ -251,7 +251,7 @@ def test_without_the_service_for_long_it_leaves_a_checkpoint_and_goes(server, se
 
 
 def test_a_time_limit_is_a_timeout(server, settings, world):
-    attempt = server.submit(toy.resolved(*world, resources={"time": "0s"})[0], "ftjob-1")
+    attempt = server.submit(toy.resolved(*world, resources={"time": "0.001s"})[0], "ftjob-1")
     serve(Ranks(), settings(), "code-1")
     assert (attempt.done["outcome"], attempt.done["reason"]) == ("yielded", "timeout")
     assert "resources.time" in attempt.done["message"]

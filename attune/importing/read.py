@@ -23,8 +23,11 @@ def read_source(path: Path, encoding: str | None = None, sheet: str | None = Non
             return read_source(table, encoding, sheet)
         if by_split := _split_files(path):
             return _read_splits(path, by_split, encoding, sheet)
-        return read_folder(path)
     name = path.name.lower()
+    if sheet is not None and not name.endswith(".xlsx"):
+        raise SourceError(f"{path.name}: --sheet is for .xlsx workbooks; leave it out")
+    if path.is_dir():
+        return read_folder(path)
     if name.endswith((".csv", ".tsv")):
         return read_csv(path, encoding)
     if name.endswith(".xlsx"):
