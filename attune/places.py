@@ -12,18 +12,22 @@ SHORT = {name.rpartition(".")[2] for name in DATA}
 """How the grid of a study may call them."""
 START = "init_from"
 """An earlier job by its folder; one that the service knows by its id is no file here."""
+RETRIEVERS = ("evaluate.demos.retriever", "recipe.demonstrations.retriever")
+"""Sentence encoders, which are folders as bases are; these two words are none."""
+WORDS = ("random", "tfidf")
 
 
 def absolute(spec: Mapping[str, Any], roots: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The spec with every data reference and earlier job that exist under a root, and a base that is a folder here, as
-    absolute paths; and what has changed, by field. Anything else is left for the service to find."""
+    """The spec with every data reference and earlier job that exist under a root, and a base or sentence encoder that
+    is a folder here, as absolute paths; and what has changed, by field. All else is left for the service to find."""
     changed: dict[str, str] = {}
 
     def at(field: str, name: str, value: Any) -> Any:
         """A field's value, or a list of values in a grid."""
         if isinstance(value, list):
             return [at(f"{field}[{n}]", name, each) for n, each in enumerate(value)]
-        found = _base(value) if name == "base" else _data(value, roots) if name in (*SHORT, START) else None
+        folder = name in ("base", "retriever")
+        found = _folder(value) if folder else _data(value, roots) if name in (*SHORT, START) else None
         if found is None or found == value:
             return value
         changed[field] = found
@@ -31,7 +35,7 @@ def absolute(spec: Mapping[str, Any], roots: Sequence[Path]) -> tuple[dict[str, 
 
     made = dict(spec)
     made |= {name: at(name, name, made[name]) for name in ("base", START) if name in made}
-    for name in DATA:
+    for name in (*DATA, *RETRIEVERS):
         made = _with(made, name.split("."), name, at)
     if isinstance(made.get("grid"), Mapping):
         made["grid"] = _cells("grid", made["grid"], at)
@@ -51,7 +55,7 @@ def _with(table: Mapping[str, Any], path: Sequence[str], name: str, at) -> dict[
 
 
 def _cells(place: str, table: Mapping[str, Any], at) -> dict[str, Any]:
-    names = {key: key.rpartition(".")[2] for key in table if key in (*DATA, *SHORT, "base", START)}
+    names = {key: key.rpartition(".")[2] for key in table if key in (*DATA, *SHORT, *RETRIEVERS, "base", START)}
     return {key: at(f"{place}.{key}", names[key], value) if key in names else value for key, value in table.items()}
 
 
@@ -67,7 +71,8 @@ def _data(reference: Any, roots: Sequence[Path]) -> str | None:
     return None
 
 
-def _base(base: Any) -> str | None:
-    if isinstance(base, str) and "://" not in base and (folder := Path(base).expanduser()).is_dir():
-        return str(folder.absolute())
-    return None
+def _folder(name: Any) -> str | None:
+    if not isinstance(name, str) or "://" in name or name in WORDS:
+        return None
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else None

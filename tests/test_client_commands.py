@@ -203,12 +203,13 @@ def test_data_sets_are_added_and_shown(ran, tmp_path):
 
 def test_places_of_this_machine_become_absolute_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("base", "near/speech", "far/text", "near/stage1"):
+    for name in ("base", "near/speech", "far/text", "near/stage1", "encoder", "tfidf"):
         (tmp_path / name).mkdir(parents=True)
     spec = {
         "base": "base", "name": "base", "tags": {"text": "text"}, "init_from": "stage1",
         "data": {"speech": "speech:train", "text": "text", "corpus": "elsewhere:dev"},
-        "evaluate": {"on": "speech:test", "metric": "text"},
+        "evaluate": {"on": "speech:test", "metric": "text", "demos": {"retriever": "./encoder"}},
+        "recipe": {"name": "label_permutation", "demonstrations": {"retriever": "tfidf"}},
         "grid": {"speech": ["speech", "else"], "data.text": ["text"], "scheme": ["text"], "base": ["base", "a/b"]},
         "also": [{"evaluate.on": "speech:dev", "scheme": "speech"}],
     }  # fmt: skip
@@ -218,12 +219,13 @@ def test_places_of_this_machine_become_absolute_and_nothing_else(tmp_path, monke
     assert made == {
         "base": f"{tmp_path}/base", "name": "base", "tags": {"text": "text"}, "init_from": f"{tmp_path}/near/stage1",
         "data": {"speech": f"{near}:train", "text": far, "corpus": "elsewhere:dev"},
-        "evaluate": {"on": f"{near}:test", "metric": "text"},
+        "evaluate": {"on": f"{near}:test", "metric": "text", "demos": {"retriever": f"{tmp_path}/encoder"}},
+        "recipe": {"name": "label_permutation", "demonstrations": {"retriever": "tfidf"}},
         "grid": {"speech": [near, "else"], "data.text": [far], "scheme": ["text"], "base": [f"{tmp_path}/base", "a/b"]},
         "also": [{"evaluate.on": f"{near}:dev", "scheme": "speech"}],
     }  # fmt: skip
     assert changed["also[0].evaluate.on"] == f"{near}:dev"
-    assert len(changed) == 9
+    assert len(changed) == 10
     assert json.dumps(spec) == before
     assert absolute(made, [tmp_path]) == (made, {})
 
