@@ -64,8 +64,8 @@ check: install
 bench-flops: install
 	$(BIN)/python benchmarks/flops.py
 
-# A study per paper on the tiny base, made to take about twenty minutes each on two idle cores (not measured yet); stopped,
-# it goes on with the next call.
+# A study per paper on the tiny base; beside other work they took 10 to 44 minutes each on two cores. Stopped, it goes on
+# with the next call.
 replications: install
 	$(BIN)/python -m benchmarks.replications
 

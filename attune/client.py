@@ -72,11 +72,13 @@ class Client:
         self._http.close()
 
     def compare(
-        self, a: str | Sequence[str], b: str | Sequence[str], *, metric: str | None = None, modality: str | None = None
-    ) -> Json:
-        """The difference b - a between two jobs, or two cells given as the jobs of their seeds, with its interval."""
+        self, a: str | Sequence[str], b: str | Sequence[str], *, metric: str | None = None, modality: str | None = None,
+        task: str | None = None,
+    ) -> Json:  # fmt: skip
+        """The difference b - a between two jobs, or two cells given as the jobs of their seeds, with its interval.
+        `task`: which, where the test has several."""
         sides = {"a": a if isinstance(a, str) else ",".join(a), "b": b if isinstance(b, str) else ",".join(b)}
-        return self.ask("GET", "/v1/compare", params={**sides, "metric": metric, "modality": modality})
+        return self.ask("GET", "/v1/compare", params={**sides, "metric": metric, "modality": modality, "task": task})
 
     def ask(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: Any = None,

@@ -66,6 +66,7 @@ def add(parser: Parser, command: Command, roots: Callable[[Parser], None], roots
     for side in ("a", "b"):
         sub.add_argument(side, metavar=side.upper(), help="job, or the jobs of a cell's seeds separated by commas")
     sub.add_argument("--metric", help="default: the main one of A")
+    sub.add_argument("--task", help="which, where the test has several")
     sub.add_argument("--modality", choices=("speech", "text", "cascade"), help="default: speech where it was scored")
     as_json(sub)
     sub = command("logs", _served(_logs), "print a job's history")
@@ -242,7 +243,7 @@ def _tell_study(client: "Client", args: argparse.Namespace, id_: str) -> None:
 
 
 def _compare(client: "Client", args: argparse.Namespace) -> int:
-    found = client.compare(args.a, args.b, metric=args.metric, modality=args.modality)
+    found = client.compare(args.a, args.b, metric=args.metric, modality=args.modality, task=args.task)
     (show_jobs.dump if args.json else show_jobs.comparison)(found)
     return 0
 

@@ -10,6 +10,7 @@ import yaml
 from api_server import Service, a_study, data_roots, posted
 
 from attune.cli import main
+from attune.client import Client
 from db import jobs, studies
 from trainer.corpus import Reader
 from trainer.predictions import limited, prediction
@@ -272,6 +273,13 @@ def test_a_test_of_several_tasks_has_a_report_for_each_and_ranks_over_them(servi
     assert "<b>turn</b>" in shown
     assert f'<a href="{page}?task=way">way</a>' in shown
     assert f"{table['ranks'][0]['mean_rank']:.2f}" in shown
+    sides = {side: made["cells"][n]["jobs"][0]["id"] for n, side in enumerate("ab")}
+    for wrong, said in (({}, "give one"), ({"task": "smell"}, "'smell' is none of them")):
+        refused = service.http.get("/v1/compare", params={**sides, **wrong})
+        assert refused.status_code == 400
+        assert f"what was tested is turn, way; {said}" in refused.text
+    with Client(service.url, service.http.headers["Authorization"].split()[1]) as client:
+        assert client.compare(sides["a"], sides["b"], task="turn")["metric"] == "macro_f1"
     unknown = service.http.get(f"{place}/table", params={"task": "smell"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "task_not_found")
     assert "way, turn" in unknown.json()["error"]["message"]

@@ -75,7 +75,8 @@ class FeatureStore:
 
     def get(self, encoder: str, wave: str) -> np.ndarray | None:
         """The stored states, checked; None where there are none, or none that are whole."""
-        known = self._encoders.setdefault(encoder, _Encoder())
+        with self._lock:  # writing goes through all encoders
+            known = self._encoders.setdefault(encoder, _Encoder())
         try:
             with self._lock:
                 if (waiting := known.waiting.get(wave)) is not None:

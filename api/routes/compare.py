@@ -30,8 +30,8 @@ def compared(
     task: str | None = None,
     confidence: Annotated[float, Query(gt=0, lt=1)] = 0.95,
 ) -> dict[str, Any]:
-    """The difference b − a with its interval, p and verdict, and the interval of each side. `metric`: default the main
-    one of the first job; `task`: where the test has several."""
+    """The difference b − a with its interval, p and verdict, and the interval of each side. `task`: which, where the
+    test has several; `metric`: default the main one of the first job, of several tasks the task's own first."""
     sides = {"a": a.split(","), "b": b.split(",")}
     for side, ids in sides.items():
         if len(set(ids)) < len(ids):
@@ -39,15 +39,20 @@ def compared(
                            param=side)  # fmt: skip
     with app.database.read() as session:
         jobs = {side: [found(session, job_id, who) for job_id in ids] for side, ids in sides.items()}
-    name = metric or _spec(jobs["a"][0])["evaluate"]["metric"]
-    if name not in METRICS:
-        raise ApiError(400, f"metric: no metric {name!r}; known: {', '.join(METRICS)}", code="invalid_request",
+    spec = _spec(jobs["a"][0])
+    if metric is not None and metric not in METRICS:
+        raise ApiError(400, f"metric: no metric {metric!r}; known: {', '.join(METRICS)}", code="invalid_request",
                        param="metric")  # fmt: skip
-    cells, subsets = {}, {}
-    for side, runs in jobs.items():
-        rows = [of_modality(scored(app.store, job), modality) for job in runs]
-        cells[side] = [[r for r in run if task in (None, r["task"])] for run in rows]
-        subsets[side] = [_spec(job)["data"]["subset_seed"] for job in runs]
+    rows = {side: [of_modality(scored(app.store, job), modality) for job in runs] for side, runs in jobs.items()}
+    subsets = {side: [_spec(job)["data"]["subset_seed"] for job in runs] for side, runs in jobs.items()}
+    tested = sorted({row["task"] for runs in rows.values() for run in runs for row in run})
+    if (task is None and len(tested) > 1) or (task is not None and task not in tested):
+        said = "give one" if task is None else f"{task!r} is none of them"
+        message = f"task: what was tested is {', '.join(tested)}; {said}"
+        raise ApiError(400, message, code="invalid_request", param="task")
+    own = next((t["metrics"][0] for t in spec["tasks"] if t["name"] == task), None) if len(tested) > 1 else None
+    name = metric or own or spec["evaluate"]["metric"]
+    cells = {side: [[r for r in run if task in (None, r["task"])] for run in runs] for side, runs in rows.items()}
     try:
         answer = compare(cells["a"], cells["b"], name, confidence=confidence, subsets=(subsets["a"], subsets["b"]))
         alone = {s: interval(cells[s], name, confidence=confidence, subsets=subsets[s]) for s in cells}

@@ -5,7 +5,7 @@
     python -m benchmarks.replications --docs             only write docs/replications.md from the stored results
 
 A study stops and goes on cell by cell: the same command again. Its folder is build/replications/runs/PAPER; what is
-kept in the repository is suites/replications/results/PAPER.json and .png.
+kept in the repository is suites/replications/results/PAPER.json and .svg.
 """
 
 import argparse
@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such replication: {', '.join(unknown)}; there are {', '.join(PAPERS)}")
     if not options.docs:
         for paper in options.papers or PAPERS:
-            if (SUITES / f"{paper}.yaml").is_file():
-                replicate(paper, train=not options.judge)
+            replicate(paper, train=not options.judge)
     from benchmarks.replications.page import write
 
     print(write())
