@@ -7,7 +7,7 @@ import pytest
 import torch
 import toy
 
-from trainer import audio, loop
+from trainer import audio, loop, views
 from trainer.ahead import Ahead
 from trainer.example import Clip, wave_key
 from trainer.families import load
@@ -108,6 +108,18 @@ def test_a_recording_that_is_gone_when_it_is_decoded_again_is_named(world, monke
     monkeypatch.setattr(audio, "read", gone)
     with pytest.raises(DataError, match=rf"utterance {rows[0].id}: .*{rows[0].id.replace('-', '')}.wav: no such file"):
         model.listened(made[0], kept=True)
+
+
+def test_no_more_is_remembered_of_recordings_than_a_bound(world, monkeypatch):
+    monkeypatch.setattr(views, "CLIPS", 2)
+    recordings, rows = Recordings(16000), job(world)[1].sources["speech"].rows
+    first = [recordings.clip(u) for u in (rows[0], rows[1], rows[0])]
+    assert first[0] is first[2]
+    recordings.clip(rows[2])
+    assert len(recordings._clips) == 1
+    again = recordings.clip(rows[0])
+    assert again is not first[0]
+    assert again.key == first[0].key
 
 
 def test_a_clip_is_decoded_for_its_samples_alone():

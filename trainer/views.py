@@ -27,6 +27,10 @@ TRANSCRIBE = "transcribe"
 """Name of the built-in task that the view of that name asks."""
 
 
+CLIPS = 100_000
+"""Recordings whose length and key are remembered: some 100 MB of them, so that memory does not grow with the corpus."""
+
+
 class Recordings:
     """Decoded recordings by utterance, the latest kept in memory up to `limit_bytes`."""
 
@@ -39,7 +43,12 @@ class Recordings:
 
     def clip(self, utterance) -> Clip:
         """The recording, decoded when it is needed; DataError names the utterance whenever that is."""
-        return self._clips.setdefault((utterance.id, *_place(utterance)), Clip(partial(self._named, utterance)))
+        key = (utterance.id, *_place(utterance))
+        if (known := self._clips.get(key)) is not None:
+            return known
+        if len(self._clips) >= CLIPS:
+            self._clips.clear()
+        return self._clips.setdefault(key, Clip(partial(self._named, utterance)))
 
     def _named(self, utterance) -> np.ndarray:
         try:
